@@ -1,0 +1,37 @@
+"""ScoreBayes: medical image classification with score-based generative models and Bayes' rule.
+
+    run   = scorebayes.open_run("runs/breast")
+    image = scorebayes.read_image("case.dcm")
+    x     = run.prepare(image)
+    table = run.log_lik(x, keys=["case"])
+    post  = scorebayes.bayes(table, run.log_prior, run.calibration)
+
+Names are imported when first used, so that ``import scorebayes`` and the command line start quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from scorebayes.posterior import bayes
+    from scorebayes.data import open_source, read_image
+    from scorebayes.run import open_run
+
+_PLACES = {
+    "bayes": "scorebayes.posterior",
+    "open_run": "scorebayes.run",
+    "open_source": "scorebayes.data",
+    "read_image": "scorebayes.data",
+}
+
+__all__ = ["__version__", "bayes", "open_run", "open_source", "read_image"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'scorebayes' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

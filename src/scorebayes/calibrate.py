@@ -1,0 +1,172 @@
+"""Calibration: noise-level weights, temperature and class bias, fitted on validation data by regularised logistic loss.
+
+The logit of class y is ``sum_l weights[l] * (mean value of level l under y) + bias[y]``, with weights >= 0; the explicit
+log-prior is added afterwards by ``bayes``. One weight for all levels is a temperature; free weights say which noise
+levels decide. The penalty pulls the weights, in units of the spread of their level, towards a common value, so that few
+validation images give a temperature and many give a weighting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.model_selection import StratifiedKFold
+
+from scorebayes.errors import ConfigError, DataError
+from scorebayes.table import LogLikTable
+
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_BIAS_PENALTY = 1.0
+_SCALE_PENALTY = 0.01
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How table values become logits.
+
+    weights: [L] >= 0, per noise level. bias: [Y]. level_log_snr: [L], mean log-SNR of each level, for plots.
+    penalty: chosen by cross-validation. log_loss: cross-fitted, nats per image; n: images it was fitted on.
+    """
+
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    level_log_snr: NDArray[np.float64]
+    kind: str
+    penalty: float = float("nan")
+    log_loss: float = float("nan")
+    n: int = 0
+
+    @staticmethod
+    def none(table: LogLikTable) -> Calibration:
+        """Log-likelihoods as they are. A class score has no natural scale: ConfigError."""
+        if table.kind == "class-score":
+            raise ConfigError(
+                "class scores have no natural scale.", "Fit a calibration on validation data first."
+            )
+        share = np.bincount(np.unique(table.level, return_inverse=True)[1]) / len(table.level)
+        return Calibration(share, np.zeros(table.draws.shape[2]), _level_log_snr(table), table.kind)
+
+    def logits(self, table: LogLikTable) -> NDArray[np.float64]:
+        """[N, Y], before the prior."""
+        means = table.level_means
+        if table.kind != self.kind or means.shape[1] != len(self.weights) or means.shape[2] != len(self.bias):
+            raise ConfigError(
+                f"the calibration was fitted on {len(self.weights)} levels of kind {self.kind}, "
+                f"the table has {means.shape[1]} of kind {table.kind}.",
+                "Score the validation split with the same estimator and fit again.",
+            )
+        return np.einsum("nly,l->ny", means, self.weights) + self.bias
+
+    def variance_of_mean(self, table: LogLikTable, values: NDArray) -> NDArray[np.float64]:
+        """Monte-Carlo variance of the weighted sum of level means of per-draw values [K, N] -> [N].
+
+        Levels with one draw are paired with a neighbour and their difference taken as spread (collapsed strata, Cochran,
+        Sampling Techniques, 5A.12), which errs on the safe side. NaN where all is one draw.
+        """
+        levels, counts = np.unique(table.level, return_counts=True)
+        if len(values) == 1:
+            return np.full(values.shape[1], np.nan)
+        variance = np.zeros(values.shape[1])
+        if counts.min() > 1:
+            for weight, level, count in zip(self.weights, levels, counts, strict=True):
+                variance += weight**2 * values[table.level == level].var(axis=0, ddof=1) / count
+            return variance
+        terms = np.stack(
+            [w * values[table.level == level].mean(0) for w, level in zip(self.weights, levels, strict=True)]
+        )
+        for group in np.array_split(terms, len(terms) // 2):
+            variance += len(group) * group.var(axis=0, ddof=1)
+        return variance
+
+    def to_dict(self) -> dict:
+        """JSON-ready."""
+        return {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in asdict(self).items()
+        }
+
+    @staticmethod
+    def from_dict(stored: dict) -> Calibration:
+        """The inverse of ``to_dict``; other keys are passed over."""
+        own = {field.name: stored[field.name] for field in fields(Calibration)}
+        arrays = {key: np.asarray(own[key], dtype=np.float64) for key in ("weights", "bias", "level_log_snr")}
+        return Calibration(**{**own, **arrays})
+
+
+def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, seed: int = 0) -> Calibration:
+    """Fit weights and bias on the labelled images of a table, choosing the penalty by cross-validation.
+
+    Parameters
+    ----------
+    table: validation images; rows with unknown label or failed status are left out.
+    log_prior: [Y], of the validation images (it is added to the logits while fitting, as ``bayes`` does later).
+
+    Raises DataError if a class has fewer than two images.
+    """
+    table = table.rows((table.labels >= 0) & (table.status == "ok"))
+    labels, means = table.labels, table.level_means
+    n_classes = means.shape[2]
+    counts = np.bincount(labels, minlength=n_classes)
+    if counts.min() < 2:
+        raise DataError(
+            f"calibration needs at least two validation images of every class, got {counts.tolist()}.",
+            "Give more validation data.",
+        )
+    spread = _spread(means)
+    z = (means - means.mean(axis=2, keepdims=True)) / spread[:, None]
+    splitter = StratifiedKFold(min(folds, int(counts.min())), shuffle=True, random_state=seed)
+    parts = list(splitter.split(z, labels))
+    penalties = PENALTIES if len(spread) > 1 else (1.0,)
+    losses = [_cross_fitted_loss(z, labels, log_prior, penalty, parts) for penalty in penalties]
+    best = int(np.argmin(losses))
+    weights, bias = _fit(z, labels, log_prior, penalties[best])
+    return Calibration(
+        weights / spread, bias, _level_log_snr(table), table.kind, penalties[best], losses[best], len(labels)
+    )
+
+
+def _spread(means: NDArray) -> NDArray:
+    """Standard deviation over the images of what a level says about the classes [L]."""
+    centred = means - means.mean(axis=2, keepdims=True)
+    return np.maximum(centred.std(axis=0).mean(axis=1), 1e-12)
+
+
+def _level_log_snr(table: LogLikTable) -> NDArray:
+    return np.array([table.log_snr[table.level == level].mean() for level in np.unique(table.level)])
+
+
+def _cross_fitted_loss(z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float, parts: list) -> float:
+    log_prob = np.empty((len(z), z.shape[2]))
+    for fit_rows, held_out in parts:
+        weights, bias = _fit(z[fit_rows], labels[fit_rows], log_prior, penalty)
+        log_prob[held_out] = log_softmax(
+            np.einsum("nly,l->ny", z[held_out], weights) + bias + log_prior, axis=1
+        )
+    return float(-log_prob[np.arange(len(labels)), labels].mean())
+
+
+def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float) -> tuple[NDArray, NDArray]:
+    """Minimise the summed log-loss plus penalties over weights >= 0 and bias, with the analytic gradient."""
+    n_levels, n_classes = z.shape[1:]
+    one_hot = np.eye(n_classes)[labels]
+
+    def objective(parameters: NDArray) -> tuple[float, NDArray]:
+        weights, bias = parameters[:n_levels], parameters[n_levels:]
+        logits = np.einsum("nly,l->ny", z, weights) + bias + log_prior
+        away = weights - weights.mean()
+        loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].sum()
+        loss += 0.5 * (
+            penalty * away @ away + _SCALE_PENALTY * weights @ weights + _BIAS_PENALTY * bias @ bias
+        )
+        residual = softmax(logits, axis=1) - one_hot
+        gradient_weights = np.einsum("ny,nly->l", residual, z) + penalty * away + _SCALE_PENALTY * weights
+        return loss, np.concatenate([gradient_weights, residual.sum(axis=0) + _BIAS_PENALTY * bias])
+
+    start = np.concatenate([np.full(n_levels, 1.0 / n_levels), np.zeros(n_classes)])
+    bounds = [(0.0, None)] * n_levels + [(None, None)] * n_classes
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    return found.x[:n_levels], found.x[n_levels:]

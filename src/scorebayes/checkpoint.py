@@ -1,0 +1,119 @@
+"""Checkpoints: safetensors files under a SHA-256 manifest, written whole or not at all.
+
+``step-*.safetensors`` holds the averaged weights used for inference; ``state-*.safetensors`` what training needs to go on
+(weights, average, optimiser). Pickled files are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scorebayes.errors import ConfigError
+
+KEPT_STATES = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every entry of the manifest has ``file``, ``sha256``, ``step`` and its metadata."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest = folder / "manifest.json"
+
+    def entries(self, prefix: str) -> list[dict[str, Any]]:
+        """Manifest entries of files named ``prefix``-..., by step."""
+        if not self._manifest.exists():
+            return []
+        return [
+            entry
+            for entry in json.loads(self._manifest.read_text())
+            if entry["file"].startswith(prefix + "-")
+        ]
+
+    def save(self, prefix: str, step: int, tensors: dict[str, Tensor], **meta: Any) -> None:
+        """Write ``prefix``-``step``.safetensors, then enter it into the manifest."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{prefix}-{step:07d}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        _sync(partial)
+        os.replace(partial, path)
+        entry = {"file": path.name, "sha256": _sha256(path), "step": step, **meta}
+        self._rewrite(lambda entries: [e for e in entries if e["file"] != path.name] + [entry])
+
+    def keep(self, prefix: str, wanted: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        """Delete the files of a prefix that ``wanted`` does not return."""
+        kept = {entry["file"] for entry in wanted(self.entries(prefix))}
+        dropped = [entry["file"] for entry in self.entries(prefix) if entry["file"] not in kept]
+        self._rewrite(lambda entries: [e for e in entries if e["file"] not in dropped])
+        for name in dropped:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def load(self, entry: dict[str, Any]) -> dict[str, Tensor]:
+        """The tensors of an entry. ConfigError if the file is missing, was changed, or is damaged."""
+        path = self.folder / entry["file"]
+        if not path.exists():
+            raise ConfigError(f"{path}: the checkpoint is missing.", "Restore it, or train again.")
+        if _sha256(path) != entry["sha256"]:
+            raise ConfigError(
+                f"{path}: the checkpoint is not the one that was written (its SHA-256 differs from manifest.json).",
+                "Restore it from a backup, or train again.",
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path}: the checkpoint is damaged ({error}).", "Train again.") from error
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ConfigError(f"{path}: {name} holds numbers that are not finite.", "Train again.")
+        return tensors
+
+    def newest_state(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The newest state that can be read; a damaged one is passed over with a warning."""
+        for entry in sorted(self.entries("state"), key=lambda entry: -entry["step"]):
+            try:
+                return entry, self.load(entry)
+            except ConfigError as error:
+                warnings.warn(f"{error} Going on from the state before.", stacklevel=2)
+        return None
+
+    def best(self) -> dict[str, Any]:
+        """The entry of the weights with the lowest validation class log-loss (the latest, where there is none)."""
+        entries = self.entries("step")
+        if not entries:
+            raise ConfigError(f"{self.folder}: no trained weights there.", "Run 'scorebayes train' first.")
+        return min(entries, key=lambda entry: (entry["val_log_loss"], -entry["step"]))
+
+    def _rewrite(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        entries = json.loads(self._manifest.read_text()) if self._manifest.exists() else []
+        write_atomically(self._manifest, json.dumps(change(entries), indent=1))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, sync it, rename it: a reader sees the old or the new, never half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,282 @@
+"""The command line: thin faces of the stages, each of which works on a run directory.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from scorebayes import __version__
+from scorebayes.cli_data import app as data_app
+from scorebayes.errors import ScoreBayesError
+
+if TYPE_CHECKING:
+    from scorebayes.run import Run
+
+app = typer.Typer(
+    help="Classify medical images with score-based generative models and Bayes' rule. Not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.add_typer(data_app, name="data")
+out = Console()
+
+EXIT_QUARANTINE = 3
+
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory made by 'scorebayes train'.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+_SOURCES = (
+    "phantom, medmnist:FILE.npz, folder:DIR, ddsm64:PATH, cbis-ddsm:ROOT, inbreast:ROOT or vindr-mammo:ROOT"
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"scorebayes {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Read by ``main`` (debug) or at once (version)."""
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {_SOURCES}.")],
+    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file; overrides the preset.")] = None,
+    preset: Annotated[str, typer.Option(help="tiny, small or paper.")] = "small",
+    size: Annotated[int | None, typer.Option(help="Side of the prepared image in pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Cap on the training time.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the split, the weights and all random numbers.")
+    ] = None,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Learn the class-conditional score and calibrate it on the validation split.
+
+    Example: scorebayes train --data medmnist:breastmnist.npz --out runs/breast --steps 3000
+    """
+    from scorebayes import inputs, stages
+    from scorebayes.config import read_toml
+    from scorebayes.run import pick_device
+
+    given = {"prepare": {"size": size}, "train": {"steps": steps, "minutes": minutes}}
+    options: dict[str, Any] = {
+        section: kept
+        for section, fields in given.items()
+        if (kept := {k: v for k, v in fields.items() if v is not None})
+    }
+    if seed is not None:
+        options["seed"] = seed
+    layers = [read_toml(config)] if config else []
+    run = stages.train(
+        run_dir, inputs.absolute_source(data), [*layers, options], preset, pick_device(device), resume=resume
+    )
+    _say_next(f"trained and calibrated: {run.path}", f"scorebayes score {run_dir} --split test")
+
+
+@app.command()
+def score(
+    run_dir: RunDir,
+    split: Split = "test",
+    device: Device = "auto",
+) -> None:
+    """Write the log-likelihood table of a split; run it again to resume.
+
+    Example: scorebayes score runs/breast --split test
+    """
+    from scorebayes.scoring import score_split
+
+    run = _open(run_dir, device)
+    with run.locked():
+        path = score_split(run, split)
+    _say_next(f"log-likelihood table: {path}", f"scorebayes evaluate {run_dir} --split {split}")
+
+
+@app.command()
+def evaluate(run_dir: RunDir, split: Split = "test") -> None:
+    """Posterior, predictions and metrics of a scored split, beside logistic regression on pixels.
+
+    Example: scorebayes evaluate runs/breast --split test
+    """
+    from scorebayes import evaluate as stage
+
+    metrics = stage.evaluate(_open(run_dir, "cpu"), split)
+    _show_metrics(metrics)
+    _say_next(f"metrics: {run_dir / f'metrics-{split}.json'}", f"scorebayes report {run_dir}")
+
+
+@app.command()
+def predict(
+    run_dir: RunDir,
+    files: Annotated[list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, NPY, DICOM).")],
+    csv: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
+    device: Device = "auto",
+) -> None:
+    """Classify image files. Bad files get a reason instead of a posterior; the exit code is then 3.
+
+    Example: scorebayes predict runs/breast case1.dcm case2.png --out predictions.csv
+    """
+    from scorebayes.predict import predict_files
+
+    frame = predict_files(_open(run_dir, device), files)
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(csv, index=False)
+    bad = frame[frame["status"] != "ok"]
+    out.print(f"{len(frame) - len(bad)} of {len(frame)} files classified: {csv}")
+    for _, row in bad.iterrows():
+        typer.echo(f"{row['file']}: {row['status']}", err=True)
+    if len(bad):
+        raise typer.Exit(EXIT_QUARANTINE)
+
+
+@app.command()
+def sample(
+    run_dir: RunDir,
+    per_class: Annotated[int, typer.Option(help="Samples of each class.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    sampler: Annotated[
+        str, typer.Option(help="heun, dpm2m, ode, euler-maruyama or predictor-corrector.")
+    ] = "",
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance weight; 0 = none.")] = 0.0,
+    device: Device = "auto",
+) -> None:
+    """Draw images of every class and find the nearest training image of each (memorisation check).
+
+    Example: scorebayes sample runs/breast --per-class 8
+    """
+    from scorebayes import stages
+
+    grid = stages.sample(_open(run_dir, device), per_class, steps, sampler, guidance)
+    _say_next(f"samples: {grid}", f"scorebayes report {run_dir}")
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Write report.html (one file, readable offline), report.json and the model card.
+
+    Example: scorebayes report runs/breast
+    """
+    from scorebayes.report import write_report
+
+    _open(run_dir, "cpu")
+    out.print(f"report: {write_report(run_dir)}", soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    data_root: Annotated[Path | None, typer.Option(help="Folder of data to look at.")] = None,
+) -> None:
+    """Versions, devices, data root and free space.
+
+    Example: scorebayes doctor --data-root ../data
+    """
+    import torch
+
+    from scorebayes.run import environment, pick_device
+
+    found = environment(pick_device("auto"))
+    table = Table(show_header=False, title="ScoreBayes doctor")
+    table.add_row("Python", found["python"])
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    table.add_row("system", f"{found['system']}, {found['processor']}, {found['cores']} cores")
+    table.add_row("device", f"{found['device']} {found['accelerator'] or ''}".strip())
+    table.add_row("CUDA / MPS", f"{torch.cuda.is_available()} / {torch.backends.mps.is_available()}")
+    table.add_row("threads", str(found["threads"]))
+    table.add_row("free space here", f"{shutil.disk_usage('.').free / 1e9:.1f} GB")
+    if data_root is not None:
+        entries = sorted(p.name for p in data_root.iterdir()) if data_root.is_dir() else None
+        table.add_row(
+            "data root", f"{data_root}: " + (", ".join(entries) if entries is not None else "absent")
+        )
+    out.print(table)
+    if data_root is not None and not data_root.is_dir():
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {_SOURCES}.")] = "phantom",
+    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")] = Path("runs/demo"),
+    device: Device = "auto",
+) -> None:
+    """The main job in a few minutes: train, score, evaluate and report, on synthetic mammograms or on your data.
+
+    Example: scorebayes demo
+    """
+    from scorebayes import inputs, stages
+
+    metrics, path = stages.demo(run_dir, inputs.absolute_source(data))
+    _show_metrics(metrics)
+    out.print(f"AUC on held-out patients: {metrics['auc']:.3f}\nreport: {path}", soft_wrap=True)
+
+
+def _open(run_dir: Path, device: str) -> Run:
+    from scorebayes.run import open_run
+
+    return open_run(run_dir, device)
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    table = Table("", "AUC", "accuracy", "balanced accuracy", "log loss", "ECE")
+
+    def cell(figures: dict[str, Any], name: str) -> str:
+        value, interval = figures.get(name), figures.get(f"{name}_ci95")
+        if value is None:
+            return "-"
+        return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+    for title, figures in {"ScoreBayes": metrics, **metrics["baselines"]}.items():
+        table.add_row(
+            title, *(cell(figures, m) for m in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"))
+        )
+    out.print(table)
+    out.print(f"always the larger class: accuracy {metrics['majority_accuracy']:.3f}; "
+              f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s an image")  # fmt: skip
+
+
+def _say_next(done: str, command: str) -> None:
+    out.print(f"{done}\nnext: {command}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point: one clear line for an error that is the input's fault, a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    if not debug:
+        warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+    try:
+        app()
+    except ScoreBayesError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command with --resume goes on.", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error.strerror or error}: {error.filename or ''}", err=True)
+        sys.exit(1)

@@ -1,0 +1,78 @@
+"""Commands that look at a data set before anything is trained: ``scorebayes data check`` and ``data
+show``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
+
+Data = Annotated[
+    str, typer.Argument(metavar="KIND:ROOT", help="Such as cbis-ddsm:DIR, inbreast:DIR, vindr-mammo:DIR.")
+]
+
+
+@app.command("check")
+def check_command(
+    data: Data,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    pixels: Annotated[bool, typer.Option(help="Decode every image too.")] = True,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = max(1, (os.cpu_count() or 1) - 1),
+) -> None:
+    """Count what is there against what was published; name what is missing, double, conflicting, unreadable
+    or leaks.
+
+    Exit code 1 where something needs a look.
+
+    Example: scorebayes data check cbis-ddsm:~/CBIS-DDSM
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from scorebayes.data import open_source
+    from scorebayes.data.check import as_text, check
+
+    source = open_source(data)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Decoding", total=None)
+        result = check(
+            source,
+            pixels=pixels,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_text(result))
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command("show")
+def show_command(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("contact-sheet.png"),
+    steps: Annotated[
+        str, typer.Option(help="Steps of the preparation, or a named pipeline, with commas.")
+    ] = "",
+    size: Annotated[int, typer.Option(help="Side of the prepared images.")] = 224,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many images.")] = 8,
+    seed: Annotated[int, typer.Option(help="Choice of the images.")] = 0,
+) -> None:
+    """Write a contact sheet: images as they come and as they are prepared.
+
+    Example: scorebayes data show inbreast:~/INbreast --steps mammogram --out sheet.png
+    """
+    from scorebayes.data import open_source
+    from scorebayes.data.prepare import Prepare
+    from scorebayes.data.show import contact_sheet
+
+    source = open_source(data)
+    chosen = tuple(step.strip() for step in steps.split(",") if step.strip())
+    prepare = Prepare(size, source.info.channels, source.info.bits, chosen)
+    records = contact_sheet(source, prepare, out, number, seed)
+    typer.echo(f"{out} shows {len(records)} images before and after preparation.")

@@ -1,0 +1,110 @@
+"""Data sets: what they hold (records), their pixels, and how they are divided among training and testing.
+
+What belongs here: one file per data set, fitting ``base.Source``, and what all of them share (decoding,
+preparation, splitting). Nothing here knows of scores, likelihoods or networks. A new data set is one file
+and one line in ``SOURCES``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from scorebayes.data.base import Record, Rejected, Source, SourceInfo
+from scorebayes.errors import ConfigError
+
+__all__ = ["SOURCES", "Record", "Rejected", "Source", "SourceInfo", "open_source", "read_image"]
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """A source class that is imported when first used: decoders and table readers are slow to import."""
+
+    module: str
+    name: str
+
+    def _resolve(self) -> Callable[..., Source]:
+        return getattr(importlib.import_module(f"{__name__}.{self.module}"), self.name)
+
+    def __call__(self, *args: Any, **options: Any) -> Source:
+        return self._resolve()(*args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._resolve())
+
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "phantom": _Lazy("phantom", "Phantom"),
+    "medmnist": _Lazy("medmnist", "MedMnist"),
+    "folder": _Lazy("folder", "Folder"),
+    "cbis-ddsm": _Lazy("cbis_ddsm", "CbisDdsm"),
+    "inbreast": _Lazy("inbreast", "InBreast"),
+    "vindr-mammo": _Lazy("vindr_mammo", "VindrMammo"),
+    "ddsm64": _Lazy("ddsm64", "Ddsm64"),
+}
+
+
+def open_source(text: str, **options: Any) -> Source:
+    """A data set from "KIND", "KIND:PATH" or, for kinds without files, "KIND:name=value,name=value".
+
+    ``options`` go to the constructor of the kind and win over those in the text. Raises ConfigError for an
+    unknown kind or option and a missing path, DataError where the data set itself cannot be opened.
+
+    >>> open_source("phantom:n_patients=2,views=1").info.classes
+    ('benign', 'malignant')
+    """
+    kind, _, rest = text.partition(":")
+    if kind not in SOURCES:
+        remedy = f"Write folder:{text}" if Path(text).exists() else f"Known kinds: {', '.join(SOURCES)}."
+        raise ConfigError(f"Data kind {kind!r} is unknown.", _nearest(kind, SOURCES) or remedy)
+    build = SOURCES[kind]
+    parameters = inspect.signature(build).parameters
+    known = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    if len(known) < len(parameters):
+        if not rest:
+            raise ConfigError(f"Data kind {kind!r} needs a path.", f"Write {kind}:PATH.")
+        arguments: list[Any] = [rest]
+    else:
+        arguments = []
+        options = _parse_options(kind, rest) | options
+    for name in options:
+        if name not in known:
+            remedy = _nearest(name, known) or f"Known options: {', '.join(known)}."
+            raise ConfigError(f"Data kind {kind!r} has no option {name!r}.", remedy)
+    return build(*arguments, **options)
+
+
+def _parse_options(kind: str, text: str) -> dict[str, Any]:
+    """ "name=value,name=value" with values as in TOML."""
+    options: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            options[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            raise ConfigError(f"{kind}: {part!r} is no option.", f"Write {kind}:name=number,...") from None
+    return options
+
+
+def _nearest(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {match[0]!r}?" if match else ""
+
+
+def read_image(path: str | Path) -> NDArray:
+    """Pixels of a PNG, JPEG, TIFF, NPY or DICOM file: [H, W] or [H, W, 3] float32 in [0, 1], air dark.
+
+    Raises DataError naming the file and the cause where it cannot be read.
+    """
+    from scorebayes.data.images import read_image as read
+
+    return read(Path(path))

@@ -1,0 +1,76 @@
+"""What a data set is: records (tables only) and pixels, read one by one.
+
+A new data set is one file with a class that fits ``Source`` and one line in ``SOURCES`` (see ``scorebayes.data``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image as the tables describe it; nothing of it needs the pixels.
+
+    ``patient_id`` is None where the data set has none; ``label`` is None where it is unknown (prediction);
+    ``split`` is the official one ("train", "val", "test") or None. ``extra`` holds further columns for subgroup
+    tables (density, vendor, lesion type), never anything that identifies a person.
+    """
+
+    image_id: str
+    path: Path
+    label: int | None = None
+    patient_id: str | None = None
+    split: str | None = None
+    view: str = ""
+    laterality: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image (or table row) that was left out, and why. Sources list them in ``rejected`` after ``records()``."""
+
+    image_id: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a user must know of a data set before trusting a figure from it.
+
+    ``positive`` is the index of the class that "sensitivity" speaks of. ``bits`` is the true bit depth of the grey
+    values, ``channels`` 1 (grey) or 3 (RGB). ``synthetic`` data are named so wherever they are shown.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    positive: int
+    bits: int = 8
+    channels: int = 1
+    licence: str = ""
+    citation: str = ""
+    access: str = ""
+    synthetic: bool = False
+
+
+class Source(Protocol):
+    """A data set on disk (or in the program)."""
+
+    info: SourceInfo
+    rejected: list[Rejected]
+
+    def records(self) -> list[Record]:
+        """All images, in a stable order. Raises DataError where a table is missing or malformed."""
+        ...
+
+    def read(self, record: Record) -> NDArray:
+        """Pixels, [H, W] (grey) or [H, W, 3] (RGB), float32 in [0, 1], background dark. DataError if unreadable."""
+        ...

@@ -1,0 +1,133 @@
+"""Is the data set whole? Counts against the published ones, what is missing or wrong, and what leaks between
+splits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any, cast
+
+from scorebayes.data.base import Record, Source
+from scorebayes.data.cbis_ddsm import CbisDdsm
+from scorebayes.data.inbreast import InBreast
+from scorebayes.data.load import Progress, load
+from scorebayes.data.mammograms import Count
+from scorebayes.data.prepare import Prepare
+from scorebayes.data.split import leakage_audit, split_patients
+from scorebayes.data.vindr_mammo import VindrMammo
+from scorebayes.errors import DataError
+
+COUNTS: dict[str, Callable[[Any], list[Count]]] = {
+    "cbis-ddsm": CbisDdsm.counts,
+    "inbreast": InBreast.counts,
+    "vindr-mammo": VindrMammo.counts,
+}
+"""Data sets whose published numbers are known."""
+
+SHOWN = 5  # ids per line of text; the dictionary holds all
+THUMBNAIL = 64  # pixels; images that agree at this size are called the same
+
+
+def check(
+    source: Source,
+    *,
+    pixels: bool = True,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Look through a data set: a dictionary of plain values, ready for JSON.
+
+    Parameters
+    ----------
+    pixels: decode every image too, which finds the unreadable ones and equal pictures.
+    workers, progress: as in ``load``.
+
+    Keys: ``name``, ``ok``, ``counts``, ``records``, ``patients``, ``images`` (split -> class -> number),
+        ``left_out`` (kind of reason -> list of id, path, reason), ``leakage`` (see ``leakage_audit``),
+        ``notes``.
+
+    ``ok`` is False where a count differs, an image is missing or unreadable, or something leaks. Raises
+    DataError where the tables cannot be read at all.
+    """
+    name = source.info.name
+    table_counts = COUNTS[name](source) if name in COUNTS else []
+    notes: list[str] = list(cast(Any, source).notes) if name in COUNTS else []
+    records = source.records()
+    rejected = list(source.rejected)
+    images = None
+    if pixels and records:
+        channels = source.info.channels
+        shown, unreadable = load(
+            source, records, Prepare(THUMBNAIL, channels, 16), workers=workers, progress=progress
+        )
+        rejected += unreadable
+        records, images = list(shown.records), shown.images
+    left_out: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for entry in rejected:
+        kind = entry.reason.split(":")[0] if ": " in entry.reason[:40] else "unreadable"
+        left_out[kind].append({"id": entry.image_id, "path": entry.path, "reason": entry.reason})
+    splits, problem = _splits(records)
+    leakage = leakage_audit(records, splits, images) if splits else {}
+    leaks = bool(leakage.get("patients_in_two_splits") or leakage.get("same_pixels_across_splits"))
+    harmless = {"left out by the convention", "left out", "duplicate", "leak"}
+    return {
+        "name": source.info.title,
+        "ok": not (leaks or problem or set(left_out) - harmless or any(n != m for _, n, m in table_counts)),
+        "counts": [count._asdict() for count in table_counts],
+        "records": len(records),
+        "patients": len({r.patient_id for r in records if r.patient_id is not None}),
+        "images": _images(source, records, splits),
+        "left_out": dict(left_out),
+        "leakage": leakage,
+        "notes": [*notes, *([problem] if problem else [])],
+    }
+
+
+def _splits(records: list[Record]) -> tuple[dict[str, str], str]:
+    if not records:
+        return {}, "No image is usable."
+    try:
+        return split_patients(records), ""
+    except DataError as error:
+        return {}, str(error)
+
+
+def _images(source: Source, records: list[Record], splits: dict[str, str]) -> dict[str, dict[str, int]]:
+    names = [*source.info.classes, "unknown"]
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        found[splits.get(record.image_id, "all")][names[-1 if record.label is None else record.label]] += 1
+    return {split: dict(found[split]) for split in ("train", "val", "test", "all") if split in found}
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The result of ``check`` for people, at most a screen or two."""
+    lines = [f"{result['name']}: {result['records']} usable images of {result['patients']} patients"]
+    if result["counts"]:
+        width = max(len(entry["what"]) for entry in result["counts"])
+        lines.append("\nTables against the published counts")
+        for entry in result["counts"]:
+            mark = "" if entry["found"] == entry["published"] else "   differs"
+            lines.append(f"  {entry['what']:<{width}} {entry['found']:>7} of {entry['published']}{mark}")
+    lines.append("\nUsable images")
+    for split, classes in result["images"].items():
+        lines.append(f"  {split:<6}" + ", ".join(f"{n} {name}" for name, n in classes.items()))
+    if result["left_out"]:
+        lines.append("\nLeft out")
+    for kind, entries in sorted(result["left_out"].items()):
+        lines.append(f"  {kind}: {len(entries)}")
+        lines += [f"    {entry['id']}: {entry['reason']}" for entry in entries[:SHOWN]]
+        if len(entries) > SHOWN:
+            lines.append(f"    and {len(entries) - SHOWN} more (all with --json)")
+    if result["leakage"]:
+        lines.append("\nLeakage between splits")
+        for key in ("patients_in_two_splits", "same_pixels_across_splits", "same_pixels_within_split"):
+            found = result["leakage"][key]
+            some = "; ".join(
+                entry if isinstance(entry, str) else " = ".join(entry) for entry in found[:SHOWN]
+            )
+            lines.append(f"  {key.replace('_', ' ')}: {len(found)}" + (f" ({some})" if found else ""))
+    lines += [f"\n{note}" for note in result["notes"]]
+    lines.append("\nEverything is in order." if result["ok"] else "\nSome things need a look: see above.")
+    return "\n".join(lines)

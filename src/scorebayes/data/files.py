@@ -1,0 +1,35 @@
+"""What every file must be before a decoder sees it: there, regular, readable, not empty and inside the data
+set.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from scorebayes.errors import DataError
+
+
+def require_file(path: Path, root: Path | None = None) -> os.stat_result:
+    """The status of a file that may be opened. Raises DataError naming the cause in all other cases.
+
+    ``root``: links that lead out of this folder are refused, so that a foreign data set cannot make the
+    program read other files of its user.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.", "Check the path, or complete the download.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror}.", "Check the permissions.") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise DataError(f"{path} is {kind}, not a regular file.", "Leave it out.")
+    if status.st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes).", "Copy or download it again.")
+    if root is not None and not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{path} is a link that leads out of {root}.", "Copy the file into the data set.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} cannot be opened: permission denied.", "Check the permissions.")
+    return status

@@ -1,0 +1,237 @@
+"""Who trains and who tests: the division into train, val and test, always by patient.
+
+Everything here is a pure function of records. Random choices are a hash of (seed, patient), so that they
+do not depend on the order of the records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorebayes.data.base import Record
+from scorebayes.errors import ConfigError, DataError
+
+SPLITS = ("train", "val", "test")
+Patient = tuple[str, str]
+
+
+def split_patients(
+    records: Sequence[Record], *, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0
+) -> dict[str, str]:
+    """Image id -> "train", "val" or "test".
+
+    Official splits are kept. Where they lack "val" but have "train", it is carved out of "train"; a lacking
+    "test" is left lacking. Without official splits the patients are divided in the given fractions, each
+    class for itself; a patient with images of several classes counts for the rarest of them. Images without
+    patient id stand alone.
+
+    Raises DataError for a patient in two official splits, an unknown split name, an image id that occurs
+    twice, or official splits for a part of the patients only; ConfigError for fractions that are no three
+    shares of 1.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise ConfigError(f"Split fractions are {tuple(fractions)}, expected three shares that sum to 1.")
+    repeated = [image_id for image_id, n in Counter(r.image_id for r in records).items() if n > 1]
+    if repeated:
+        raise DataError(f"Image ids occur more than once: {_some(repeated)}.", "Make them unique.")
+    patients = _patients(records)
+    official = _official(patients)
+    if not official:
+        chosen = _divide(patients, dict(zip(SPLITS, fractions, strict=True)), seed)
+    else:
+        chosen = official
+        if "train" in official.values() and "val" not in official.values() and fractions[1] > 0:
+            share = fractions[1] / (fractions[0] + fractions[1])
+            train = {p: images for p, images in patients.items() if official[p] == "train"}
+            chosen = official | _divide(train, {"train": 1 - share, "val": share}, seed)
+    return {r.image_id: chosen[_patient(r)] for r in records}
+
+
+def leakage_audit(
+    records: Sequence[Record], splits: Mapping[str, str], images: Iterable[NDArray] | None = None
+) -> dict[str, Any]:
+    """What connects the splits: a dictionary of plain values, ready for JSON.
+
+    ``images``: the pixels of the records, in their order; without them equal pixels are not looked for.
+
+    Keys: ``patients_in_two_splits`` (ids), ``same_pixels_across_splits`` and ``same_pixels_within_split``
+        (groups of
+    image ids), ``images`` (split -> label -> number), ``patients`` (split -> number; images where there are
+    no ids).
+    """
+    seen: defaultdict[Patient, set[str]] = defaultdict(set)
+    labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        split = splits[record.image_id]
+        seen[_patient(record)].add(split)
+        labels[split]["unknown" if record.label is None else str(record.label)] += 1
+    twins: defaultdict[bytes, list[str]] = defaultdict(list)
+    if images is not None:
+        for record, image in zip(records, images, strict=True):
+            pixels = np.ascontiguousarray(image)
+            content = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
+            content.update(pixels.tobytes())
+            twins[content.digest()].append(record.image_id)
+    groups = [ids for ids in twins.values() if len(ids) > 1]
+    across = [ids for ids in groups if len({splits[i] for i in ids}) > 1]
+    return {
+        "patients_in_two_splits": sorted(p for (_, p), where in seen.items() if len(where) > 1),
+        "same_pixels_across_splits": across,
+        "same_pixels_within_split": [ids for ids in groups if ids not in across],
+        "images": {split: dict(sorted(labels[split].items())) for split in SPLITS if split in labels},
+        "patients": {s: sum(s in where for where in seen.values()) for s in SPLITS if s in labels},
+    }
+
+
+def subsample(
+    records: Sequence[Record],
+    splits: Mapping[str, str],
+    *,
+    per_class: int | None = None,
+    imbalance: float | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+) -> list[Record]:
+    """The records with a smaller, skewed or mislabelled training set; val and test stay as they are.
+
+    Parameters
+    ----------
+    per_class: training patients kept per class (images where there are no ids). Smaller sets are parts of
+        larger ones.
+    imbalance: patients of the first class per patient of the last; classes between are spaced geometrically
+        (Cui et al. 2019, arXiv 1901.05555, section 5). The largest set with this ratio is kept.
+    label_noise: share of each class's training patients that get another class, all images of a patient the
+        same way.
+
+    Raises ConfigError for values out of range, DataError where a class has too few patients.
+    """
+    if per_class is not None and per_class < 1:
+        raise ConfigError(f"per_class is {per_class}, expected at least 1.")
+    if imbalance is not None and not 0 < imbalance < math.inf:
+        raise ConfigError(f"imbalance is {imbalance}, expected a positive number.")
+    if not 0 <= label_noise <= 1:
+        raise ConfigError(f"label_noise is {label_noise}, expected 0 to 1.")
+    train = _patients([r for r in records if splits[r.image_id] == "train" and r.label is not None])
+    strata = _strata(train, seed, "subsample")
+    n_classes = 1 + max((r.label for r in records if r.label is not None), default=0)
+    if per_class is not None:
+        for label, members in strata.items():
+            if len(members) < per_class:
+                raise DataError(
+                    f"Class {label} has {len(members)} training patients, expected at least {per_class}.",
+                    f"Ask for at most {min(map(len, strata.values()))}.",
+                )
+        strata = {label: members[:per_class] for label, members in strata.items()}
+    if imbalance is not None and n_classes > 1:
+        weights = {label: imbalance ** (-label / (n_classes - 1)) for label in strata}
+        unit = min(len(members) / weights[label] for label, members in strata.items())
+        strata = {k: members[: max(1, round(unit * weights[k]))] for k, members in strata.items()}
+    kept = {patient for members in strata.values() for patient in members}
+    shift: dict[Patient, int] = {}
+    if label_noise and n_classes > 1:
+        for members in strata.values():
+            wrong = sorted(members, key=lambda p: _hash(seed, "noise", p))[
+                : round(label_noise * len(members))
+            ]
+            shift |= {p: 1 + _hash(seed, "shift", p) % (n_classes - 1) for p in wrong}
+
+    result = []
+    for record in records:
+        if splits[record.image_id] != "train" or record.label is None:
+            result.append(record)
+        elif (patient := _patient(record)) in kept:
+            label = (record.label + shift.get(patient, 0)) % n_classes
+            result.append(dataclasses.replace(record, label=label))
+    return result
+
+
+def _patient(record: Record) -> Patient:
+    """Who the image is of; the image itself where no patient is known, never mistaken for a patient of that
+    name.
+    """
+    return ("image", record.image_id) if record.patient_id is None else ("patient", record.patient_id)
+
+
+def _patients(records: Iterable[Record]) -> dict[Patient, list[Record]]:
+    patients: defaultdict[Patient, list[Record]] = defaultdict(list)
+    for record in records:
+        patients[_patient(record)].append(record)
+    return dict(patients)
+
+
+def _official(patients: Mapping[Patient, list[Record]]) -> dict[Patient, str]:
+    """The split that the data set prescribes for each patient; empty where it prescribes none."""
+    found = {p: {r.split for r in images if r.split is not None} for p, images in patients.items()}
+    unknown = {split for splits in found.values() for split in splits} - set(SPLITS)
+    if unknown:
+        raise DataError(
+            f"Official split {_some(sorted(unknown))} is unknown.", f"Expected {', '.join(SPLITS)}."
+        )
+    torn = sorted(name for (_, name), splits in found.items() if len(splits) > 1)
+    if torn:
+        raise DataError(
+            f"Patients are in more than one official split: {_some(torn)}.", "Give each patient one split."
+        )
+    without = sorted(name for (_, name), splits in found.items() if not splits)
+    if without and len(without) < len(found):
+        raise DataError(
+            f"{len(without)} of {len(found)} patients have no official split: {_some(without)}.",
+            "Give all of them a split, or none.",
+        )
+    return {p: next(iter(splits)) for p, splits in found.items() if splits}
+
+
+def _divide(
+    patients: Mapping[Patient, list[Record]], fractions: Mapping[str, float], seed: int
+) -> dict[Patient, str]:
+    chosen: dict[Patient, str] = {}
+    for members in _strata(patients, seed, "split").values():
+        names = [s for s, n in _counts(len(members), fractions).items() for _ in range(n)]
+        chosen |= dict(zip(members, names, strict=True))
+    return chosen
+
+
+def _strata(patients: Mapping[Patient, list[Record]], seed: int, use: str) -> dict[int, list[Patient]]:
+    """Class -> its patients in random order. A patient counts for the rarest of its classes, -1 without
+    labels.
+    """
+    labels = {p: {-1 if r.label is None else r.label for r in images} for p, images in patients.items()}
+    frequency = Counter(label for found in labels.values() for label in found)
+    strata: defaultdict[int, list[Patient]] = defaultdict(list)
+    for patient, found in labels.items():
+        strata[min(found, key=lambda label: (frequency[label], -label))].append(patient)
+    return {k: sorted(strata[k], key=lambda p: _hash(seed, use, p)) for k in sorted(strata)}
+
+
+def _counts(n: int, fractions: Mapping[str, float]) -> dict[str, int]:
+    """n patients in the given fractions (largest remainders), none empty while another could spare one."""
+    counts = {name: int(n * share) for name, share in fractions.items()}
+    rest = sorted(fractions, key=lambda name: counts[name] - n * fractions[name])
+    for name in rest[: n - sum(counts.values())]:
+        counts[name] += 1
+    for name, share in fractions.items():
+        richest = max(counts, key=lambda other: counts[other])
+        if share > 0 and counts[name] == 0 and counts[richest] > 1:
+            counts[richest] -= 1
+            counts[name] = 1
+    return counts
+
+
+def _hash(seed: int, use: str, patient: Patient) -> int:
+    text = "\0".join((str(seed), use, *patient))
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big"
+    )
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

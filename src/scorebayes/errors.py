@@ -1,0 +1,30 @@
+"""The errors a user can meet. Each says what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class ScoreBayesError(Exception):
+    """Base of all errors that are the input's fault, not the program's: shown as one line, without a traceback.
+
+    Parameters
+    ----------
+    problem: what came and what was expected, naming the file, column or option.
+    remedy: what the user can do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem} {remedy}".strip())
+        self.problem = problem
+        self.remedy = remedy
+
+
+class DataError(ScoreBayesError):
+    """A file, table or image cannot be used."""
+
+
+class ConfigError(ScoreBayesError):
+    """An option, a configuration file or a run directory does not fit."""
+
+
+class NumericalError(ScoreBayesError):
+    """A computation gave no usable number (NaN loss, failed solve)."""

@@ -1,0 +1,410 @@
+"""The figures of a report: arrays in, one inline SVG out.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; they are written as CSS
+variables with a fallback, so that the page can change them in the dark. Text stays text. Nothing refers to
+anything outside the figure.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+Curve = Mapping[str, NDArray[np.float64]]
+P = ParamSpec("P")
+
+# Colours by role; the page may override the variables, for example in dark mode.
+INK, MUTED, GRID, PAPER = "#1c2127", "#66707a", "#dfe3e8", "#fefefe"
+MODEL, POSITIVE, NEGATIVE, THIRD = "#0072b2", "#d55e00", "#0072b3", "#009e73"
+_VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper",
+    MODEL: "model", POSITIVE: "positive", NEGATIVE: "negative", THIRD: "third",
+}  # fmt: skip
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "scorebayes",
+    "text.parse_math": False,  # a class may be called "$x"
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
+
+
+class Row(NamedTuple):
+    """One line of a forest plot: an estimate with its interval, or ``note`` where there is none."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    strong: bool = False
+
+
+class _Plot:
+    """One figure being drawn: a matplotlib axis, and texts to be shown where the pointer rests."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.figure = Figure(figsize=(5.0, 3.9), layout="constrained")
+        self.axes: Axes = self.figure.add_subplot()
+        self._tips: list[str] = []
+
+    def tip(self, artist: Artist, text: str) -> None:
+        """Show ``text`` when the pointer rests on the artist."""
+        artist.set_gid(f"tip{len(self._tips)}")
+        self._tips.append(text)
+
+    def svg(self, description: str) -> str:
+        """The finished figure for use inside HTML; ``name`` makes its element ids unique in the page."""
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        self.figure.savefig(buffer, format="svg", metadata=nothing)
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :]
+        for number, tip in enumerate(self._tips):
+            group = f'<g id="tip{number}">'
+            text = text.replace(group, f"{group}<title>{html.escape(tip)}</title>")
+        # An inline SVG needs no namespaces, and they look like addresses to whoever checks for requests.
+        text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+        text = re.sub(r'\bid="', f'id="{self.name}-', text)
+        text = re.sub(r'(href="#|url\(#)', rf"\g<1>{self.name}-", text)
+        for colour, variable in _VARIABLES.items():
+            text = text.replace(colour, f"var(--{variable}, {colour})")
+        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+        text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+        opening = f'<svg id="{self.name}" role="img" aria-label="{html.escape(description)}"'
+        return text.replace("<svg", opening, 1)
+
+
+def _drawn(
+    name: str, description: str
+) -> Callable[[Callable[Concatenate[_Plot, P], None]], Callable[P, str]]:
+    """Turns a function that draws on a plot into one that returns the SVG text."""
+
+    def decorate(draw: Callable[Concatenate[_Plot, P], None]) -> Callable[P, str]:
+        @functools.wraps(draw)
+        def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+            with rc_context(_STYLE):
+                plot = _Plot(name)
+                draw(plot, *args, **kwargs)
+                return plot.svg(description)
+
+        return drawn
+
+    return decorate
+
+
+def short(name: object, length: int = 34) -> str:
+    """A name fit for one line of a figure: printable, without line breaks, not too long."""
+    text = "".join(c if c.isprintable() else " " for c in str(name))
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _unit_square(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+
+
+@_drawn("forest", "Estimates of groups or models with their 95 % intervals")
+def forest(plot: _Plot, rows: Sequence[Row], name: str, label: str, reference: float | None = None) -> None:
+    """Estimates with their intervals below one another; ``reference`` is drawn as a line."""
+    plot.name = name
+    plot.figure.set_size_inches(5.0, 0.62 + 0.44 * max(1, len(rows)))
+    axes = plot.axes
+    ends = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
+    ends += [] if reference is None else [reference]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    margin = 0.03 * max(high - low, 0.1)
+    text: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9.5}
+    for position, row in enumerate(rows):
+        colour = MODEL if row.strong else MUTED
+        weight = "bold" if row.strong else "normal"
+        # The words stand above the bar, so that the figure stays readable on a narrow screen.
+        axes.text(0, position - 0.42, short(row.name), weight=weight, **text)
+        if row.value is None:
+            axes.text(1, position - 0.42, row.note, color=MUTED, ha="right", **text)
+            continue
+        number = f"{row.value:.3f}"
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [position] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
+            number += f" ({row.low:.3f} to {row.high:.3f})"
+        (point,) = axes.plot(row.value, position, "D" if row.strong else "o", color=colour, markersize=6.5)
+        plot.tip(point, f"{short(row.name)}: {number} {row.note}".strip())
+        axes.text(1, position - 0.42, number, weight=weight, ha="right", **text)
+    if reference is not None:
+        axes.axvline(reference, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_ylim(len(rows) - 0.65, -0.75)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(label)
+
+
+@_drawn("roc", "ROC curve with 95 % band and operating point")
+def roc(plot: _Plot, curve: Curve, band: Curve | None, point: tuple[float, float] | None, auc: str) -> None:
+    """ROC curve with band and operating point (1 - specificity, sensitivity)."""
+    axes = plot.axes
+    if band is not None:
+        axes.fill_between(
+            band["grid"], band["sensitivity_low"], band["sensitivity_high"],
+            step="post", color=MODEL, alpha=0.15, linewidth=0, label="95 % band",
+        )  # fmt: skip
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="chance")
+    axes.plot(
+        curve["false_positive_rate"],
+        curve["sensitivity"],
+        color=MODEL,
+        drawstyle="steps-post",
+        label=f"AUC {auc}",
+    )
+    if point is not None:
+        (mark,) = axes.plot(*point, "o", color=POSITIVE, markersize=8, label="at the threshold")
+        plot.tip(mark, f"sensitivity {point[1]:.3f}, specificity {1 - point[0]:.3f}")
+    _unit_square(axes, "1 - specificity", "sensitivity")
+    axes.set_title("ROC")
+    axes.legend(loc="lower right")
+
+
+@_drawn("precision-recall", "Precision-recall curve with 95 % band and operating point")
+def precision_recall(
+    plot: _Plot, curve: Curve, band: Curve | None, point: tuple[float, float] | None, prevalence: float
+) -> None:
+    """Precision over recall with band, operating point (recall, precision) and the prevalence as chance."""
+    axes = plot.axes
+    if band is not None:
+        axes.fill_between(
+            band["grid"], band["precision_low"], band["precision_high"],
+            color=MODEL, alpha=0.15, linewidth=0, label="95 % band",
+        )  # fmt: skip
+    axes.axhline(
+        prevalence, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label=f"prevalence {prevalence:.2f}"
+    )
+    axes.plot(curve["sensitivity"], curve["precision"], color=MODEL, drawstyle="steps-pre", label="model")
+    if point is not None:
+        (mark,) = axes.plot(*point, "o", color=POSITIVE, markersize=8, label="at the threshold")
+        plot.tip(mark, f"recall {point[0]:.3f}, precision {point[1]:.3f}")
+    _unit_square(axes, "recall (sensitivity)", "precision (PPV)")
+    axes.set_title("Precision and recall")
+    axes.legend(loc="lower left")
+
+
+@_drawn("reliability", "Reliability diagram: observed frequency over the probability given")
+def reliability(plot: _Plot, curve: Curve, prob: NDArray, name: str, title: str) -> None:
+    """Observed frequency with Wilson's interval over mean probability; histogram of ``prob`` [N] below."""
+    plot.name = name
+    axes = plot.axes
+    counts, edges = np.histogram(prob, bins=20, range=(0, 1))
+    axes.bar(
+        edges[:-1], 0.18 * counts / max(1, counts.max()), width=0.05, align="edge", color=MUTED, alpha=0.3,
+        label="number of images",
+    )  # fmt: skip
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="perfect")
+    error = np.abs(np.stack([curve["observed"] - curve["low"], curve["high"] - curve["observed"]]))
+    axes.errorbar(
+        curve["predicted"], curve["observed"], yerr=error, color=MODEL, linewidth=1.2, capsize=0, zorder=3
+    )
+    for predicted, observed, n in zip(curve["predicted"], curve["observed"], curve["n"], strict=True):
+        (mark,) = axes.plot(predicted, observed, "o", color=MODEL, markersize=6, zorder=4)
+        plot.tip(mark, f"{n:.0f} images: mean probability {predicted:.2f}, observed frequency {observed:.2f}")
+    _unit_square(axes, "mean probability given", "observed frequency")
+    axes.set_title(title)
+    axes.legend(loc="upper left")
+
+
+@_drawn("decision", "Decision curve: net benefit of the model, of acting on all and on none")
+def decision(plot: _Plot, curve: Curve, threshold: float | None) -> None:
+    """Net benefit over threshold probability, beside acting on all and on none."""
+    axes = plot.axes
+    top = max(0.05, float(np.max(curve["model"])), float(curve["all"][0]))
+    axes.plot(curve["threshold"], curve["all"], color=MUTED, linewidth=1.2, label="act on all")
+    axes.plot(curve["threshold"], curve["none"], color=INK, linewidth=1.2, label="act on none")
+    axes.plot(curve["threshold"], curve["model"], color=MODEL, label="act on the model")
+    if threshold is not None and 0 < threshold < 1:
+        axes.axvline(threshold, color=POSITIVE, linewidth=1, linestyle=(0, (4, 3)), label="threshold used")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(-0.25 * top, 1.08 * top),
+        xlabel="threshold probability",
+        ylabel="net benefit per image",
+    )
+    axes.set_title("Decision curve")
+    axes.legend(loc="upper right")
+
+
+@_drawn("posterior", "Histograms of the posterior probability for each true class")
+def posteriors(
+    plot: _Plot, prob: NDArray, truth: NDArray[np.bool_], names: tuple[str, str], threshold: float | None
+) -> None:
+    """Histograms of the positive probability [N], one for each outcome; names of (negative, positive)."""
+    axes = plot.axes
+    bins = np.linspace(0, 1, 26)
+    tallest = 1
+    for outcome, colour, sign in ((True, POSITIVE, 1), (False, NEGATIVE, -1)):
+        counts, _ = np.histogram(prob[truth == outcome], bins)
+        tallest = max(tallest, counts.max(initial=1))
+        label = f"{short(names[int(outcome)])} ({int((truth == outcome).sum())})"
+        axes.bar(bins[:-1], sign * counts, width=0.038, align="edge", color=colour, alpha=0.85, label=label)
+    if threshold is not None:
+        axes.axvline(threshold, ymax=0.88, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="threshold")
+    axes.axhline(0, color=MUTED, linewidth=0.8)
+    axes.set_ylim(-1.35 * tallest, 1.35 * tallest)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes.set(xlim=(0, 1), xlabel=f"probability of {short(names[1])}", ylabel="number of images")
+    axes.set_title("Posterior by outcome")
+    axes.legend(loc="upper center", ncols=3, columnspacing=1.2, handlelength=1.2)
+
+
+@_drawn("log-odds", "Log-odds of every image with Monte-Carlo error, by outcome")
+def log_odds(
+    plot: _Plot, value: NDArray, std_error: NDArray, truth: NDArray[np.bool_], names: tuple[str, str]
+) -> None:
+    """Each image's log-odds [N] with 2 Monte-Carlo standard errors, in order, coloured by outcome."""
+    axes = plot.axes
+    order = np.argsort(value, kind="stable")
+    position = np.arange(len(value))
+    for outcome, colour, marker in ((False, NEGATIVE, "o"), (True, POSITIVE, "D")):
+        mask = truth[order] == outcome
+        error = 2 * np.nan_to_num(std_error[order][mask])
+        label = f"{short(names[int(outcome)])}"
+        axes.errorbar(
+            value[order][mask], position[mask], xerr=error, fmt=marker, markersize=3.2, color=colour,
+            elinewidth=0.9, label=label,
+        )  # fmt: skip
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set(xlabel=f"log-odds of {short(names[1])}", ylabel="images, in order of log-odds")
+    axes.set_title("Log-odds with 2 Monte-Carlo standard errors")
+    axes.legend(loc="upper left")
+
+
+@_drawn("class-values", "Histogram of the difference between the true and the best other class")
+def class_values(plot: _Plot, own: NDArray, other: NDArray, label: str) -> None:
+    """Histogram of what the estimator gives for the true class minus the best other class, [N] each."""
+    axes = plot.axes
+    difference = own - other
+    low, high = np.quantile(difference, [0.005, 0.995])
+    bins = np.linspace(min(low, 0), max(high, 0), 31).tolist()
+    clipped = np.clip(difference, bins[0], bins[-1])
+    axes.hist(clipped[clipped >= 0], bins, color=MODEL, alpha=0.85, label="true class fits better")
+    axes.hist(clipped[clipped < 0], bins, color=POSITIVE, alpha=0.85, label="other class fits better")
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set(xlabel=f"{label}: true class minus the best other", ylabel="number of images")
+    axes.set_title("How much better the true class fits")
+    axes.legend(loc="upper right")
+
+
+@_drawn("level-auc", "AUC of each noise level alone")
+def level_auc(plot: _Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: NDArray) -> None:
+    """AUC of each noise level alone, [L] each."""
+    axes = plot.axes
+    axes.fill_between(log_snr, low, high, color=MODEL, alpha=0.15, linewidth=0, label="95 % interval")
+    axes.plot(log_snr, auc, color=MODEL)
+    for x, y in zip(log_snr, auc, strict=True):
+        (mark,) = axes.plot(x, y, "o", color=MODEL, markersize=5)
+        plot.tip(mark, f"log-SNR {x:.2f}: AUC {y:.3f}")
+    axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="chance")
+    axes.set(xlabel="log signal-to-noise ratio (noisy to clean)", ylabel="AUC of this noise level alone")
+    axes.set_title("Each noise level alone")
+    axes.legend(loc="best")
+
+
+@_drawn("level-weights", "Fitted weight of each noise level")
+def level_weights(plot: _Plot, log_snr: NDArray, weights: NDArray) -> None:
+    """Fitted weight of each noise level, [L] each, as a share of their sum."""
+    axes = plot.axes
+    share = weights / max(float(weights.sum()), 1e-300)
+    width = 0.7 * float(np.min(np.diff(np.sort(log_snr)))) if len(log_snr) > 1 else 1.0
+    for x, value in zip(log_snr, share, strict=True):
+        (bar,) = axes.bar(x, value, width=max(width, 0.05), color=MODEL, alpha=0.85)
+        plot.tip(bar, f"log-SNR {x:.2f}: {value:.1%} of the weight")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set(xlabel="log signal-to-noise ratio (noisy to clean)", ylabel="share of the weight")
+    axes.set_title("Weights fitted on validation")
+
+
+@_drawn("coverage", "Share of wrong answers over share of images answered")
+def coverage(plot: _Plot, curve: Curve, decided: tuple[float, float] | None) -> None:
+    """Wrong answers over images answered; ``decided`` is (coverage, risk) of the decided images."""
+    axes = plot.axes
+    axes.plot(
+        curve["coverage"], curve["risk"], color=MODEL, drawstyle="steps-post", label="most confident first"
+    )
+    if decided is not None:
+        (mark,) = axes.plot(*decided, "o", color=POSITIVE, markersize=8, label="without the undecided")
+        plot.tip(mark, f"coverage {decided[0]:.1%}, wrong {decided[1]:.1%}")
+    axes.set(
+        xlim=(0, 1.01), ylim=(0, None), xlabel="share of images answered", ylabel="share of answers wrong"
+    )
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_title("Coverage and risk")
+    axes.legend(loc="upper left")
+
+
+@_drawn("training-loss", "Training loss over optimiser steps")
+def training_loss(plot: _Plot, step: NDArray, loss: NDArray) -> None:
+    """Training loss over the steps, raw and as a running mean."""
+    axes = plot.axes
+    axes.plot(step, loss, color=MODEL, alpha=0.25, linewidth=0.8, label="each record")
+    window = max(1, len(loss) // 25)
+    if window > 1:
+        mean = np.convolve(loss, np.ones(window) / window, mode="valid")
+        axes.plot(step[window - 1 :], mean, color=MODEL, label=f"mean of {window}")
+    axes.set(xlabel="optimiser step", ylabel="denoising loss")
+    low, high = np.quantile(loss, [0.0, 0.98])
+    axes.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.15 * (high - low + 1e-9))
+    axes.set_title("Training loss")
+    axes.legend(loc="upper right")
+
+
+@_drawn("validation", "Validation log-loss and AUC over optimiser steps")
+def validation(plot: _Plot, step: NDArray, log_loss: NDArray, auc: NDArray, chosen: int | None) -> None:
+    """Class log-loss and AUC on the validation images during training, [V] each; NaN where not recorded."""
+    axes = plot.axes
+    axes.plot(step, log_loss, "o-", color=MODEL, markersize=4, label="class log-loss")
+    axes.plot(step, auc, "D-", color=POSITIVE, markersize=4, label="AUC")
+    if chosen is not None:
+        axes.axvline(chosen, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="lowest log-loss")
+    axes.set(xlabel="optimiser step", ylabel="on validation images")
+    axes.set_ylim(0, max(1.02, float(np.nanmax(np.r_[log_loss, 0])) * 1.1))
+    axes.set_title("Validation")
+    axes.legend(loc="best")

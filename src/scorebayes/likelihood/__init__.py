@@ -1,0 +1,13 @@
+"""Likelihood estimators: from a score to one number per image and class.
+
+A new estimator is one file here with a class that fits ``Likelihood`` (see ``base``) and one line in ``LIKELIHOODS``.
+"""
+
+from __future__ import annotations
+
+from scorebayes.likelihood.base import Kind, Likelihood, LogProb
+from scorebayes.likelihood.denoising import Denoising, DenoisingBound
+
+LIKELIHOODS: dict[str, type] = {"denoising": Denoising, "bound": DenoisingBound}
+
+__all__ = ["LIKELIHOODS", "Denoising", "DenoisingBound", "Kind", "Likelihood", "LogProb"]

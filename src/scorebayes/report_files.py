@@ -1,0 +1,271 @@
+"""The files of a run directory, as the report reads them: only data, nothing that needs torch."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scorebayes.errors import ConfigError, DataError
+from scorebayes.figures import short
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is in a run directory; None or empty where a file is absent."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        if not (self.folder / "config.toml").is_file():
+            raise ConfigError(
+                f"{self.folder} is no run directory: it has no config.toml.",
+                "Give the folder that 'scorebayes train' wrote.",
+            )
+
+    @property
+    def command_name(self) -> str:
+        return self.folder.resolve().name
+
+    def command(self, verb: str, rest: str = "") -> str:
+        """The command line that does what was not done."""
+        return f"scorebayes {verb} {self.command_name} {rest}".strip()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        try:
+            return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self.folder / 'config.toml'}: {error}.", "Restore it, or train again."
+            ) from error
+
+    @cached_property
+    def split(self) -> str:
+        """The split that is reported: the test images where they were scored, else the validation images."""
+        for name in ("test", "val", "train"):
+            if (self.folder / f"predictions-{name}.csv").is_file() or self._json(f"metrics-{name}.json"):
+                return name
+        return "test"
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        return self._json("source.json")
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return self._json("environment.json")
+
+    @cached_property
+    def audit(self) -> dict[str, Any]:
+        return self._json("audit.json")
+
+    @cached_property
+    def calibration(self) -> dict[str, Any]:
+        return self._json("calibration.json")
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return self._json(f"metrics-{self.split}.json")
+
+    @property
+    def at_threshold(self) -> dict[str, Any]:
+        """The metrics of the decision at the frozen threshold, where it was chosen."""
+        return self.metrics.get("at_threshold") or self.metrics
+
+    @cached_property
+    def log(self) -> pd.DataFrame:
+        """``train.jsonl``; a half-written last line, as an interruption leaves it, is passed over."""
+        path = self.folder / "train.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise DataError(f"{path}, line {number}: {error}.", "Delete that line.") from error
+        wanted = ("step", "loss", "seconds", "images_per_second", "val_log_loss", "val_auc")
+        return pd.DataFrame(rows).reindex(columns=wanted).apply(pd.to_numeric, errors="coerce")
+
+    @cached_property
+    def split_table(self) -> pd.DataFrame | None:
+        path = self.folder / "split.parquet"
+        return _parquet([path]) if path.is_file() else None
+
+    @cached_property
+    def loglik(self) -> pd.DataFrame | None:
+        path = self.folder / f"loglik-{self.split}.parquet"
+        parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * path.is_file()
+        return _parquet(parts) if parts else None
+
+    @cached_property
+    def quarantine(self) -> pd.DataFrame | None:
+        return _csv(self.folder / "quarantine.csv", ("image_id", "reason"))
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame | None:
+        return _csv(self.folder / f"predictions-{self.split}.csv", ("image_id", "label", "status"))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        if self.source.get("classes"):
+            return tuple(str(name) for name in self.source["classes"])
+        if self.predictions is None:
+            return ("negative", "positive")
+        return tuple(c.removeprefix("prob_") for c in self.predictions if c.startswith("prob_"))
+
+    @property
+    def positive(self) -> int:
+        index = int(self.source.get("positive", 1))
+        if not 0 <= index < len(self.classes):
+            raise DataError(
+                f"{self.folder / 'source.json'}: positive class {index} of {len(self.classes)} classes.",
+                "Run the command that wrote it again.",
+            )
+        return index
+
+    @property
+    def positive_name(self) -> str:
+        return short(self.classes[self.positive])
+
+    @property
+    def negative_name(self) -> str:
+        others = [short(name) for index, name in enumerate(self.classes) if index != self.positive]
+        return others[0] if len(others) == 1 else "other"
+
+    @property
+    def synthetic(self) -> bool:
+        return bool(self.source.get("synthetic", False))
+
+    @property
+    def title(self) -> str:
+        return str(self.source.get("title") or self.source.get("name") or self.command_name)
+
+    @cached_property
+    def cases(self) -> Cases | None:
+        """The labelled images that have a posterior, or None where there are no predictions."""
+        return None if self.predictions is None else Cases.read(self)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: expected a JSON object.", "Run the command that wrote it again.")
+        return content
+
+    def arrays(self, name: str) -> dict[str, NDArray] | None:
+        """The arrays of an .npz file; nothing in it is executed."""
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
+
+
+@dataclass(frozen=True)
+class Cases:
+    """N images with label and posterior: prob and raw_prob are [N, Y], all else is [N]."""
+
+    image_id: NDArray
+    patient_id: NDArray
+    labels: NDArray[np.int64]
+    prob: NDArray[np.float64]
+    raw_prob: NDArray[np.float64] | None
+    log_odds: NDArray[np.float64] | None
+    std_error: NDArray[np.float64]
+    decided: NDArray[np.bool_]
+    positive: int
+
+    @classmethod
+    def read(cls, run: Run) -> Cases:
+        table, classes = run.predictions, run.classes
+        assert table is not None
+        path = run.folder / f"predictions-{run.split}.csv"
+        missing = [f"prob_{name}" for name in classes if f"prob_{name}" not in table]
+        if missing:
+            raise DataError(f"{path}: no column {missing[0]!r}.", f"Run '{run.command('score')}' again.")
+        table = table[table["label"].isin(classes) & (table["status"] == "ok")]
+        prob = _numbers(table, [f"prob_{name}" for name in classes])
+        table, prob = table[np.isfinite(prob).all(1)], prob[np.isfinite(prob).all(1)]
+        raw_names = [f"raw_prob_{name}" for name in classes]
+        number = {name: index for index, name in enumerate(classes)}
+        empty = pd.Series("", index=table.index)
+        return cls(
+            image_id=table["image_id"].to_numpy(object),
+            patient_id=table.get("patient_id", empty).to_numpy(object),
+            labels=table["label"].map(number).to_numpy(np.int64),
+            prob=prob,
+            raw_prob=_numbers(table, raw_names) if set(raw_names) <= set(table) else None,
+            log_odds=_numbers(table, ["log_odds"])[:, 0] if "log_odds" in table else None,
+            std_error=_numbers(table, ["log_odds_std_error"])[:, 0]
+            if "log_odds_std_error" in table
+            else np.full(len(table), np.nan),
+            decided=(table.get("decided", empty) != "no").to_numpy(bool),
+            positive=run.positive,
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def truth(self) -> NDArray[np.bool_]:
+        return self.labels == self.positive
+
+    @property
+    def score(self) -> NDArray[np.float64]:
+        return self.prob[:, self.positive]
+
+    def called(self, threshold: float | None) -> NDArray[np.int64]:
+        """The class that each case is called [N]; a threshold decides between two classes only."""
+        if threshold is None or self.prob.shape[1] > 2:
+            return self.prob.argmax(1)
+        return np.where(self.score >= threshold, self.positive, 1 - self.positive)
+
+    @property
+    def both_classes(self) -> bool:
+        return bool(self.truth.any() and not self.truth.all())
+
+
+def _numbers(table: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
+    return table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+
+
+def _csv(path: Path, needed: Sequence[str]) -> pd.DataFrame | None:
+    """A table of text, so that ids such as 007 and NA stay as they are."""
+    if not path.is_file():
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise DataError(f"{path}: no column {missing[0]!r}.", "Run the command that wrote it again.")
+    return table
+
+
+def _parquet(paths: Sequence[Path]) -> pd.DataFrame:
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pd.read_parquet(path))
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,839 @@
+"""The sections of an evaluation report: from the files of a run to words, tables, figures and numbers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from scorebayes import figures, metrics
+from scorebayes.figures import Row, short
+from scorebayes.report_files import Cases, Run
+
+SMALLEST_SUBGROUP = 10  # images of each class below which a subgroup is not shown
+_SHOWN_EXCLUDED = 200
+_RULES = {"youden": "Youden's index", "accuracy": "the number of hits"}
+
+
+class Panel(NamedTuple):
+    """A figure with the caption that says how to read it."""
+
+    svg: str
+    caption: str
+
+
+class Table(NamedTuple):
+    """Cells of text; the first column names the row."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Picture(NamedTuple):
+    """A small image as a data address, with one or two lines below it."""
+
+    data: str
+    title: str
+    detail: str = ""
+
+
+class Gallery(NamedTuple):
+    """A row of pictures under a heading."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the report. ``missing`` says what was not done, and ``command`` how to do it."""
+
+    key: str
+    title: str
+    words: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    panels: Sequence[Panel] = ()
+    galleries: Sequence[Gallery] = ()
+    flow: Sequence[tuple[str, str, str]] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    missing: str = ""
+    command: str = ""
+
+
+def estimate(values: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """``0.901 (0.850 to 0.952)``, or why there is no number."""
+    value = values.get(name)
+    if value is None:
+        reason = values.get(f"{name}_reason")
+        return f"not defined: {reason}" if reason else "not done"
+    bounds = values.get(f"{name}_ci95")
+    if not bounds:
+        return f"{value:.{digits}f}"
+    # Spaces that do not break: a narrow table cell breaks before the bounds, not within.
+    return f"{value:.{digits}f} ({bounds[0]:.{digits}f}\u00a0to\u00a0{bounds[1]:.{digits}f})"
+
+
+def interval(values: Mapping[str, Any], name: str) -> tuple[float | None, float | None]:
+    """The bounds of a metric's interval, or None twice."""
+    low, high = values.get(f"{name}_ci95") or (None, None)
+    return low, high
+
+
+def share(part: int, whole: int) -> str:
+    """``3 of 12 (25.0%)``."""
+    return f"{part} of {whole} ({part / whole:.1%})" if whole else f"{part} of {whole}"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested dictionaries as (dotted name, text) pairs."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, list) and len(value) > 8:
+            yield name, f"{len(value)} entries: {', '.join(str(v) for v in value[:5])}, …"
+        elif isinstance(value, list):
+            yield name, ", ".join(str(v) for v in value) or "none"
+        else:
+            yield name, "yes" if value is True else "no" if value is False else str(value)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _png(image: NDArray) -> str:
+    """Image [H, W], [H, W, 3] or [C, H, W], uint8 or float in [0, 1] -> data address of a PNG."""
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        pixels = (np.clip(np.nan_to_num(pixels), 0, 1) * 255 + 0.5).astype(np.uint8)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def threshold_words(run: Run) -> str:
+    """How a case is decided."""
+    threshold, rule = run.metrics.get("threshold"), str(run.metrics.get("threshold_rule") or "")
+    if threshold is None:
+        return "naming the most probable class"
+    rule = rule.removesuffix(" on the validation split")
+    chosen = f", chosen on validation by {_RULES.get(rule, rule)}" if rule else ""
+    return f"at the probability threshold {threshold:.3f}{chosen}"
+
+
+def p_value(p: float) -> str:
+    """A p-value as it is printed."""
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def seconds(duration: float) -> str:
+    """A duration in seconds, in the unit that suits it."""
+    if duration < 1:
+        return f"{duration * 1000:.0f} ms"
+    if duration < 120:
+        return f"{duration:.1f} s"
+    return f"{duration / 60:.0f} min" if duration < 7200 else f"{duration / 3600:.1f} h"
+
+
+def model(run: Run) -> Section:
+    config, m, calibration = run.config, run.metrics, run.calibration
+    kinds = {name: _kind(config.get(name)) for name in ("noise", "net", "prior")}
+    prior = [math.exp(v) for v in calibration.get("log_prior", [])]
+    classes = ", ".join(f"{short(c)} {p:.3f}" for c, p in zip(run.classes, prior, strict=False))
+    train = config.get("train", {})
+    files = ("config.toml", "split.parquet", f"predictions-{run.split}.csv")
+    hashes = {name: _hash(run.folder / name) for name in files if (run.folder / name).is_file()}
+    rows = [
+        ("Intended use", "research on medical image classification; not a medical device"),
+        ("Classes", ", ".join(short(name) for name in run.classes) + f" (positive: {run.positive_name})"),
+        ("Forward process", kinds["noise"]),
+        ("Network", kinds["net"]),
+        ("Estimator", _kind(m.get("estimator") or calibration.get("estimator") or config.get("likelihood"))),
+        ("Class prior", classes or kinds["prior"]),
+        ("Calibration", f"fitted on {calibration.get('fitted_on', 'val')}" if calibration else "not done"),
+        ("Decision", threshold_words(run) if m else "not done"),
+        (
+            "Training",
+            ", ".join(f"{k} {train[k]}" for k in ("steps", "batch", "lr") if k in train) or "not recorded",
+        ),
+        ("Seed", str(config.get("seed", train.get("seed", "not recorded")))),
+        ("Hashes (SHA-256, first 16)", "; ".join(f"{name} {digest}" for name, digest in hashes.items())),
+    ]
+    tables = [
+        Table("The model", ("", ""), rows),
+        Table(
+            "Software and hardware",
+            ("", ""),
+            list(_flat(run.environment)) or [("environment", "not recorded")],
+        ),
+        Table("Configuration as resolved", ("Key", "Value"), list(_flat(config))),
+    ]
+    return Section(
+        "model", "The model", tables=tables, numbers={"config": config, "hashes": hashes, "prior": prior}
+    )
+
+
+def _kind(section: Any) -> str:
+    """A component of the configuration in words."""
+    if isinstance(section, str):
+        return section
+    if not isinstance(section, Mapping) or not section:
+        return "not recorded"
+    rest = ", ".join(f"{key} {value}" for key, value in section.items() if key != "kind")
+    return f"{section.get('kind', '')} {f'({rest})' if rest else ''}".strip()
+
+
+def _data(run: Run) -> Section:
+    source, table = run.source, run.split_table
+    title = "Data and reference standard"
+    if not source and table is None:
+        return Section("data", title, missing="no data set is recorded", command=run.command("train"))
+    words = [
+        "The reference standard is the label that the data set gives; how it was found is described in its "
+        "publication."
+    ]
+    if run.synthetic:
+        words.insert(0, "These images are synthetic: they were generated by a program and show no person.")
+    rows = [
+        (label, str(source[key]))
+        for label, key in (
+            ("Data set", "title"), ("Licence", "licence"), ("Citation", "citation"), ("Access", "access"),
+            ("Bit depth", "bits"), ("Channels", "channels"),
+        )
+        if source.get(key)
+    ]  # fmt: skip
+    tables = [Table("The data set", ("", ""), rows)] if rows else []
+    counts: dict[str, Any] = {}
+    if table is not None:
+        tables.append(_partition_table(run, table))
+        counts = {
+            str(name): {"images": len(part), "labels": part["label"].value_counts().sort_index().to_dict()}
+            for name, part in table.groupby("split")
+        }
+    return Section("data", title, words, tables, flow=_flow(run), numbers={"splits": counts})
+
+
+def _splits(table: pd.DataFrame) -> list[str]:
+    present = set(table["split"].astype(str))
+    return [name for name in ("train", "val", "test") if name in present] + sorted(
+        present - {"train", "val", "test"}
+    )
+
+
+def _partition_table(run: Run, table: pd.DataFrame) -> Table:
+    splits = _splits(table)
+    parts = [table[table["split"].astype(str) == name] for name in splits]
+    rows = [["Images", *(str(len(part)) for part in parts)]]
+    if "patient_id" in table:
+        known = [part["patient_id"].replace("", np.nan).dropna() for part in parts]
+        rows.append(["Patients", *(str(k.nunique()) if len(k) else "not known" for k in known)])
+    for index, name in enumerate(run.classes):
+        rows.append([short(name), *(share(int((part["label"] == index).sum()), len(part)) for part in parts)])
+    for column in _subgroup_columns(table):
+        for value in sorted(_texts(table[column]).unique()):
+            cells = [share(int((_texts(part[column]) == value).sum()), len(part)) for part in parts]
+            rows.append([f"{short(column)}: {short(value) or 'not known'}", *cells])
+    return Table("Images by partition", ("", *splits), rows)
+
+
+def _subgroup_columns(table: pd.DataFrame) -> list[str]:
+    """Columns that name few groups; not the identifiers, the label and the split."""
+    fixed = {"image_id", "patient_id", "label", "split", "path", "path_hash"}
+    return [c for c in table if c not in fixed and 1 < _texts(table[c]).nunique() <= 12]
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    return column.astype(object).where(column.notna(), "").astype(str)
+
+
+def _flow(run: Run) -> list[tuple[str, str, str]]:
+    """The way of the images: (box, number, what left the way here)."""
+    quarantined = 0 if run.quarantine is None else len(run.quarantine)
+    table, predictions = run.split_table, run.predictions
+    found = run.source.get("n_records", run.source.get("n"))
+    if found is None and table is not None:
+        found = len(table) + quarantined
+    boxes = [
+        (
+            "Images in the data set",
+            "not recorded" if found is None else str(found),
+            f"{quarantined} quarantined",
+        )
+    ]
+    if table is not None:
+        counts = ", ".join(
+            f"{name} {int((table['split'].astype(str) == name).sum())}" for name in _splits(table)
+        )
+        boxes.append(("Split by patient" if _patients_known(table) else "Split", str(len(table)), counts))
+    if predictions is not None and run.cases is not None:
+        failed = int((predictions["status"] != "ok").sum())
+        unlabelled = len(predictions) - failed - len(run.cases)
+        boxes.append(
+            (
+                f"Scored ({run.split})",
+                str(len(predictions)),
+                f"{failed} abstained, {unlabelled} without label",
+            )
+        )
+        undecided = int((~run.cases.decided).sum())
+        boxes.append(("Evaluated", str(len(run.cases)), f"{undecided} of them undecided"))
+    return boxes
+
+
+def _patients_known(table: pd.DataFrame) -> bool:
+    return "patient_id" in table and bool((_texts(table["patient_id"]) != "").any())
+
+
+def _exclusions(run: Run) -> Section:
+    title = "Missing, quarantined and abstained images"
+    if run.quarantine is None and run.predictions is None:
+        return Section(
+            "exclusions", title, missing="no image was read or scored yet", command=run.command("score")
+        )
+    rows = []
+    if run.quarantine is not None:
+        rows += [(q.image_id, "quarantined", q.reason) for q in run.quarantine.itertuples()]
+    if run.predictions is not None:
+        failed = run.predictions[run.predictions["status"] != "ok"]
+        rows += [(f.image_id, "abstained", f.status) for f in failed.itertuples()]
+    words = [f"{len(rows)} images were left out." if rows else "No image was left out."]
+    if len(rows) > _SHOWN_EXCLUDED:
+        words.append(
+            f"The first {_SHOWN_EXCLUDED} are listed; all are in quarantine.csv and the predictions."
+        )
+    tables = [Table("Images left out", ("Image", "What", "Why"), rows[:_SHOWN_EXCLUDED])] if rows else []
+    return Section("exclusions", title, words, tables, numbers={"left_out": len(rows)})
+
+
+def _leakage(run: Run) -> Section:
+    title = "Leakage and duplicate audit"
+    if not run.audit:
+        return Section("leakage", title, missing="no audit of the split", command=run.command("train"))
+    words = ["No patient and no picture may be in two partitions: a model could know the answer by heart."]
+    table = Table("What was looked for and found", ("Check", "Result"), list(_flat(run.audit)))
+    return Section("leakage", title, words, [table], numbers={"audit": run.audit})
+
+
+def _not_evaluated(run: Run, key: str, title: str) -> Section:
+    missing, command = "the images were not evaluated", run.command("evaluate", f"--split {run.split}")
+    return Section(key, title, missing=missing, command=command)
+
+
+def _precision(run: Run) -> Section:
+    title, m = "Sample size and precision", run.metrics
+    if not m:
+        return _not_evaluated(run, "precision", title)
+    n = int(m.get("n", 0))
+    positives = round((m.get("prevalence") or 0) * n)
+    words = [f"{positives} {run.positive_name} images and {n - positives} others were evaluated."]
+    half: dict[str, float] = {}
+    for name, label in (("auc", "AUC"), ("sensitivity", "sensitivity"), ("specificity", "specificity")):
+        low, high = interval(m if name == "auc" else run.at_threshold, name)
+        if low is not None and high is not None:
+            half[name] = (high - low) / 2
+            words.append(f"The {label} is known to about ±{half[name]:.3f}.")
+    if half:
+        words.append("Half that uncertainty needs about four times as many patients.")
+    return Section(
+        "precision", title, [" ".join(words)], numbers={"half_width": half, "positives": positives}
+    )
+
+
+METRICS = (
+    ("auc", "AUC (ROC)"),
+    ("auprc", "AUPRC (precision-recall)"),
+    ("prevalence", "prevalence (AUPRC of guessing)"),
+    ("balanced_accuracy", "balanced accuracy (most probable class)"),
+    ("accuracy", "accuracy (most probable class)"),
+    ("majority_accuracy", "accuracy of the majority rule"),
+    ("mcc", "Matthews correlation"),
+    ("log_loss", "log loss [nats]"),
+    ("brier", "Brier score"),
+    ("sensitivity_at_90_specificity", "sensitivity at 90 % specificity"),
+)
+
+
+def _discrimination(run: Run) -> Section:
+    title, m, cases = "Discrimination", run.metrics, run.cases
+    if not m:
+        return _not_evaluated(run, "discrimination", title)
+    levels = [("image", m)] + [
+        (name, m[f"{name}_level"])
+        for name in ("breast", "patient")
+        if isinstance(m.get(f"{name}_level"), Mapping)
+    ]
+    rows = [[label, *(estimate(values, name) for _, values in levels)] for name, label in METRICS]
+    rows.append(["cases", *(str(values.get("n", "")) for _, values in levels)])
+    words = []
+    absent = [name for name in ("breast", "patient") if not isinstance(m.get(f"{name}_level"), Mapping)]
+    if absent:
+        words.append(f"Not done: metrics by {' and by '.join(absent)}.")
+    table = Table(
+        f"Metrics with 95 % intervals ({m.get('interval_method', 'method not recorded')})",
+        ("Metric", *(f"by {name}" for name, _ in levels)),
+        rows,
+    )
+    panels: list[Panel] = []
+    numbers: dict[str, Any] = {}
+    if cases is not None and cases.both_classes:
+        curve = metrics.roc_curve(cases.truth, cases.score)
+        band = metrics.roc_band(cases.truth, cases.score, groups=list(cases.patient_id), n_bootstrap=400)
+        at = run.at_threshold
+        sensitivity, specificity, ppv = (at.get(name) for name in ("sensitivity", "specificity", "ppv"))
+        roc_point = None if sensitivity is None or specificity is None else (1 - specificity, sensitivity)
+        pr_point = None if sensitivity is None or ppv is None else (sensitivity, ppv)
+        area = metrics.delong(cases.truth, cases.score)[0]
+        panels = [
+            Panel(
+                figures.roc(curve, band, roc_point, f"{area:.3f}"),
+                "The nearer the curve to the upper left corner, the better. The band shows where curves of "
+                "other patients like these would lie (95 %, point by point). The dot is the threshold used.",
+            ),
+            Panel(
+                figures.precision_recall(curve, band, pr_point, float(cases.truth.mean())),
+                f"Of the images called {run.positive_name}, how many are (precision), while more and more of "
+                "them are found (recall). The dashed line is guessing.",
+            ),
+        ]
+        numbers = {
+            "roc": curve,
+            "band": band,
+            "operating_point": {"roc": roc_point, "precision_recall": pr_point},
+        }
+    return Section("discrimination", title, words, [table], panels, numbers=numbers)
+
+
+def _threshold(run: Run) -> Section:
+    title, m, cases = "Decisions at the threshold", run.metrics, run.cases
+    if not m or cases is None:
+        return _not_evaluated(run, "threshold", title)
+    n_classes = len(run.classes)
+    called = cases.called(m.get("threshold"))
+    counts = np.zeros((n_classes, n_classes), dtype=int)
+    np.add.at(counts, (cases.labels, called), 1)
+    header = ("True class", *(f"called {short(name)}" for name in run.classes), "all")
+    rows = [
+        [short(name), *(str(v) for v in counts[index]), str(counts[index].sum())]
+        for index, name in enumerate(run.classes)
+    ]
+    names = {
+        "sensitivity": "sensitivity", "specificity": "specificity",
+        "ppv": "positive predictive value", "npv": "negative predictive value",
+    }  # fmt: skip
+    rates = [[label, estimate(run.at_threshold, name)] for name, label in names.items()]
+    fixed = "fixed before these images were looked at"
+    if run.split == "val":
+        fixed = "on these very images, so that the rates flatter it"
+    words = [
+        f"Decided by {threshold_words(run).removeprefix('at ')}, {fixed}. "
+        f"Predictive values hold for the prevalence here, {m.get('prevalence') or 0:.1%}."
+    ]
+    tables = [
+        Table("Confusion table", header, rows),
+        Table(f"Rates for {run.positive_name}", ("", "95 % interval"), rates),
+    ]
+    return Section(
+        "threshold", title, words, tables, numbers={"confusion": counts, "threshold": m.get("threshold")}
+    )
+
+
+def _comparison(run: Run) -> Section:
+    title, m = "Comparison with other models", run.metrics
+    if not m:
+        return _not_evaluated(run, "comparison", title)
+    baselines: Mapping[str, Any] = m.get("baselines") or {}
+    if not baselines:
+        command = run.command("evaluate", f"--split {run.split}")
+        return Section(
+            "comparison", title, missing="no other model was trained on this split", command=command
+        )
+    shown = ("auc", "auprc", "balanced_accuracy", "accuracy", "log_loss", "ece")
+    labels = {**dict(METRICS), "ece": "calibration error"}
+    models = {"ScoreBayes": m, **baselines}
+    majority = [
+        "always the most frequent class",
+        "0.500",
+        "–",
+        "–",
+        estimate(m, "majority_accuracy"),
+        "–",
+        "–",
+    ]
+    rows = [[short(name), *(estimate(values, key) for key in shown)] for name, values in models.items()]
+    tables = [
+        Table("All models on the same images", ("Model", *(labels[k] for k in shown)), [*rows, majority])
+    ]
+    tested = {name: v for name, v in baselines.items() if v.get("auc_difference_p") is not None}
+    adjusted = dict(zip(tested, metrics.holm([v["auc_difference_p"] for v in tested.values()]), strict=True))
+    paired = [
+        [short(name), estimate(v, "auc_difference"), p_value(v["auc_difference_p"]), p_value(adjusted[name]),
+         str(v.get("auc_difference_method", "not recorded"))]
+        for name, v in tested.items()
+    ]  # fmt: skip
+    words = []
+    if paired:
+        header = ("ScoreBayes minus", "AUC difference", "p", "p adjusted (Holm)", "method")
+        tables.append(Table("Paired comparison, image by image", header, paired))
+    if len(tested) < len(baselines):
+        words.append(
+            "Not done: the paired comparison with "
+            + ", ".join(short(n) for n in baselines if n not in tested)
+        )
+    return Section("comparison", title, words, tables, numbers={"holm": adjusted, "baselines": baselines})
+
+
+def _calibration(run: Run) -> Section:
+    title, m, cases = "Calibration", run.metrics, run.cases
+    if not m or cases is None or not cases.both_classes:
+        return _not_evaluated(run, "calibration", title)
+    names = {
+        "calibration_slope": "slope (1 is ideal; below 1: too extreme)",
+        "calibration_intercept": "intercept (0 is ideal; above 0: too low)",
+        "ece": "expected calibration error", "brier": "Brier score", "log_loss": "log loss [nats]",
+    }  # fmt: skip
+    rows = [[label, estimate(m, name)] for name, label in names.items()]
+    saturated = int(((cases.prob > 1 - 1e-6) | (cases.prob < 1e-6)).any(1).sum())
+    words = [f"{share(saturated, len(cases))} images have a probability within 0.000001 of 0 or 1."]
+    curves = {"calibrated": metrics.reliability_curve(cases.truth, cases.score)}
+    scores = {"calibrated": cases.score}
+    if cases.raw_prob is not None:
+        raw = cases.raw_prob[:, cases.positive]
+        finite = np.isfinite(raw)
+        curves = {"raw": metrics.reliability_curve(cases.truth[finite], raw[finite]), **curves}
+        scores["raw"] = raw[finite]
+    else:
+        words.append("Not done: the reliability of the raw, uncalibrated probabilities.")
+    what = {
+        "raw": "Before calibration: all noise levels counted alike, no class bias added.",
+        "calibrated": "After calibration, which was fitted on other (validation) images.",
+    }
+    panels = [
+        Panel(
+            figures.reliability(curve, scores[name], f"reliability-{name}", f"Reliability, {name}"),
+            f"{what[name]} A dot on the dashed line means: of the images given 30 %, 30 % are "
+            f"{run.positive_name}. Bars are 95 % intervals; the grey bars below count images.",
+        )
+        for name, curve in curves.items()
+    ]
+    table = Table("Calibration with 95 % intervals", ("", "Value"), rows)
+    return Section("calibration", title, words, [table], panels, numbers={"saturated": saturated, **curves})
+
+
+def _usefulness(run: Run) -> Section:
+    title, cases = "Usefulness: decision curve", run.cases
+    if cases is None or not cases.both_classes:
+        return _not_evaluated(run, "usefulness", title)
+    curve = metrics.decision_curve(cases.truth, cases.score)
+    panel = Panel(
+        figures.decision(curve, run.metrics.get("threshold")),
+        "Net benefit of acting when the probability exceeds a threshold: true alarms per image, false ones "
+        "subtracted at the rate that the threshold implies. The model is useful where its line is highest.",
+    )
+    return Section("usefulness", title, panels=[panel], numbers={"decision_curve": curve})
+
+
+def _posteriors(run: Run) -> Section:
+    title, cases = "Posterior and log-odds", run.cases
+    if cases is None or not len(cases):
+        return _not_evaluated(run, "posteriors", title)
+    names = (run.negative_name, run.positive_name)
+    panels = [
+        Panel(
+            figures.posteriors(cases.score, cases.truth, names, run.metrics.get("threshold")),
+            f"How often each probability was given, upwards for {names[1]}, downwards for {names[0]} images.",
+        )
+    ]
+    numbers: dict[str, Any] = {}
+    if cases.log_odds is not None and np.isfinite(cases.log_odds).any():
+        finite = np.isfinite(cases.log_odds)
+        value, error = cases.log_odds[finite], cases.std_error[finite]
+        panels.append(
+            Panel(
+                figures.log_odds(value, error, cases.truth[finite], names),
+                "Every image from the lowest to the highest log-odds. The line through a dot is two standard "
+                "errors of the computation itself: more evaluations shorten it, more patients do not.",
+            )
+        )
+        numbers["median_std_error"] = float(np.nanmedian(error)) if np.isfinite(error).any() else None
+    words = [] if len(panels) > 1 else ["Not done: log-odds are not recorded in the predictions."]
+    if run.loglik is None:
+        words.append("Not done: the log-likelihood table of this split is absent.")
+    else:
+        own, other, label = _class_values(run, run.loglik)
+        if len(own):
+            caption = (
+                "Right of 0 the true class explains the image better than any other, before prior and bias."
+            )
+            panels.append(Panel(figures.class_values(own, other, label), caption))
+            numbers["true_class_fits_best"] = float(np.mean(own > other))
+    return Section("posteriors", title, words, panels=panels, numbers=numbers)
+
+
+def _level_means(table: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Labels [N], mean log-SNR [L], mean value of each image, level and class [N, L, Y]; finite rows only."""
+    table = table[(table["status"] == "ok") & (table["label"] >= 0)]
+    means = table.groupby(["image_id", "level", "class"], sort=True)["value"].mean()
+    n_levels, n_classes = table["level"].nunique(), table["class"].nunique()
+    wide = means.unstack(["level", "class"]).sort_index(axis=1)
+    labels = table.groupby("image_id", sort=True)["label"].first().to_numpy(np.int64)
+    values = wide.to_numpy(np.float64).reshape(len(wide), n_levels, n_classes)
+    usable = np.isfinite(values).all((1, 2))
+    log_snr = table.groupby("level", sort=True)["log_snr"].mean().to_numpy(np.float64)
+    return labels[usable], log_snr, values[usable]
+
+
+def _class_values(run: Run, table: pd.DataFrame) -> tuple[NDArray, NDArray, str]:
+    """Value of the true class and of the best other one [N], and what the value is called."""
+    labels, _, values = _level_means(table)
+    kind = str(table["kind"].iloc[0]) if "kind" in table else "class-score"
+    weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
+    if kind == "class-score" and len(weights) == values.shape[1]:
+        total, label = np.einsum("nly,l->ny", values, weights), "weighted class score"
+    else:
+        total, label = (
+            values.mean(1),
+            {"density": "log-likelihood [nats]", "lower-bound": "bound [nats]"}.get(kind, kind),
+        )
+    own = total[np.arange(len(labels)), labels]
+    rest = np.where(np.arange(total.shape[1]) == labels[:, None], -np.inf, total)
+    return own, rest.max(1, initial=-np.inf), label
+
+
+def _levels(run: Run) -> Section:
+    title, table = "Which noise level decides", run.loglik
+    if table is None:
+        command = run.command("score", f"--split {run.split}")
+        return Section(
+            "levels", title, missing="the log-likelihood table of this split is absent", command=command
+        )
+    labels, log_snr, values = _level_means(table)
+    truth = labels == run.positive
+    if values.shape[1] < 2:
+        return Section(
+            "levels", title, ["This estimator does not separate noise levels."], numbers={"levels": 1}
+        )
+    if not truth.any() or truth.all():
+        return Section("levels", title, ["Only one class is present among the scored images."])
+    others = np.delete(values, run.positive, axis=2).mean(2)
+    difference = values[:, :, run.positive] - others
+    auc = np.array([metrics.delong(truth, column)[0] for column in difference.T])
+    intervals = [metrics.auc_interval(truth, column) or [np.nan, np.nan] for column in difference.T]
+    low, high = np.array(intervals).T
+    panels = [
+        Panel(
+            figures.level_auc(log_snr, auc, low, high),
+            "How well the images are told apart by one noise level alone. Left: coarse structure, much "
+            "noise; right: fine detail. The band takes images as independent (DeLong).",
+        )
+    ]
+    weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
+    words = []
+    if len(weights) == len(log_snr):
+        panels.append(
+            Panel(
+                figures.level_weights(log_snr, weights),
+                "How much each level counts in the decision, as fitted on validation images.",
+            )
+        )
+    else:
+        words.append("Not done: no weights were fitted for these noise levels.")
+    numbers = {"log_snr": log_snr, "auc": auc, "auc_low": low, "auc_high": high, "weights": weights}
+    return Section("levels", title, words, panels=panels, numbers=numbers)
+
+
+def _subgroups(run: Run) -> Section:
+    title, cases, table = "Subgroups", run.cases, run.split_table
+    if cases is None or not cases.both_classes:
+        return _not_evaluated(run, "subgroups", title)
+    if table is None or not _subgroup_columns(table):
+        words = ["The data set gives no view, side or other grouping."]
+        return Section("subgroups", title, words, missing="no grouping is known", numbers={"groups": []})
+    extra = table.drop_duplicates("image_id").set_index("image_id").reindex(cases.image_id)
+    rows = [Row("all images", run.metrics.get("auc"), *interval(run.metrics, "auc"), strong=True)]
+    if run.metrics.get("auc") is None or len(run.classes) > 2:
+        rows = [_subgroup("all images", cases, np.ones(len(cases), bool), strong=True)]
+    for column in _subgroup_columns(table):
+        values = _texts(extra[column]).to_numpy()
+        for value in sorted(set(values)):
+            rows.append(_subgroup(f"{short(column)}: {short(value) or 'not known'}", cases, values == value))
+    caption = (
+        f"AUC of {run.positive_name} against the rest in each group, with 95 % interval. Groups with fewer "
+        f"than {SMALLEST_SUBGROUP} images of either kind are not shown: their AUC would be chance. Of many "
+        "groups one in twenty differs by chance."
+    )
+    panel = Panel(figures.forest(rows, "subgroups-forest", "AUC", rows[0].value), caption)
+    return Section("subgroups", title, panels=[panel], numbers={"groups": [row._asdict() for row in rows]})
+
+
+def _subgroup(name: str, cases: Cases, inside: NDArray[np.bool_], strong: bool = False) -> Row:
+    truth, score = cases.truth[inside], cases.score[inside]
+    smaller = int(min(truth.sum(), (~truth).sum()))
+    label = f"{name} (n = {len(truth)})"
+    if smaller < SMALLEST_SUBGROUP:
+        return Row(label, None, note=f"fewer than {SMALLEST_SUBGROUP} of a class")
+    values = metrics.classification_metrics(
+        truth.astype(int), np.stack([1 - score, score], axis=1),
+        groups=list(cases.patient_id[inside]), n_bootstrap=400,
+    )  # fmt: skip
+    auc = values["auc"]
+    return Row(label, float(auc) if isinstance(auc, float) else None, *interval(values, "auc"), strong=strong)
+
+
+def _abstention(run: Run) -> Section:
+    title, cases = "Abstention: coverage and risk", run.cases
+    if cases is None or not len(cases):
+        return _not_evaluated(run, "abstention", title)
+    curve = metrics.risk_coverage(cases.labels, cases.prob)
+    point = None
+    decided = cases.decided
+    if decided.any():
+        wrong = cases.called(run.metrics.get("threshold")) != cases.labels
+        point = (float(decided.mean()), float(wrong[decided].mean()))
+    panel = Panel(
+        figures.coverage(curve, point),
+        "If the model may stay silent where it is least sure, how many of its answers are wrong? From the "
+        "most confident image on the left to all on the right, deciding by the most probable class.",
+    )
+    undecided = int((~decided).sum())
+    words = [
+        f"{share(undecided, len(cases))} answers lie within two standard errors of the computation from the "
+        "threshold and are reported as undecided."
+    ]
+    numbers = {"coverage": curve, "undecided": undecided, "decided_point": point}
+    return Section("abstention", title, words, panels=[panel], numbers=numbers)
+
+
+def _training(run: Run) -> Section:
+    title, log = "Training", run.log
+    losses = log.dropna(subset=["step", "loss"])
+    if losses.empty:
+        return Section("training", title, missing="no training log", command=run.command("train", "--resume"))
+    caption = (
+        "The thin line is every record, the thick one its running mean. It says nothing about the classes."
+    )
+    panels = [Panel(figures.training_loss(losses["step"].to_numpy(), losses["loss"].to_numpy()), caption)]
+    checks = log.dropna(subset=["step", "val_log_loss"])
+    words, chosen = [], None
+    if len(checks):
+        chosen = int(checks["step"].iloc[int(checks["val_log_loss"].to_numpy().argmin())])
+        step, loss, auc = (checks[name].to_numpy() for name in ("step", "val_log_loss", "val_auc"))
+        caption = "What the checkpoint is chosen by. Lower log-loss and higher AUC are better."
+        panels.append(Panel(figures.validation(step, loss, auc, chosen), caption))
+    else:
+        words.append("Not done: no validation was recorded during training.")
+    words.append("Not done: learning curve over the number of images, and imbalance curve.")
+    numbers = {
+        "steps": int(losses["step"].max()),
+        "seconds": losses["seconds"].max(),
+        "lowest_val_log_loss_at": chosen,
+    }
+    return Section("training", title, words, panels=panels, numbers=numbers)
+
+
+def _examples(run: Run) -> Section:
+    title, stored, cases = "Best, worst and median images", run.arrays("thumbnails.npz"), run.cases
+    if stored is None or cases is None:
+        command = run.command("evaluate", f"--split {run.split}")
+        return Section("examples", title, missing="no pictures of the cases were kept", command=command)
+    row_of = {str(name): row for row, name in enumerate(cases.image_id)}
+    shown = [
+        (cases.prob[row_of[str(name)], cases.labels[row_of[str(name)]]], row_of[str(name)], image)
+        for name, image in zip(stored["image_id"], stored["images"], strict=True)
+        if str(name) in row_of
+    ]
+    shown.sort(key=lambda item: -item[0])
+    third = math.ceil(len(shown) / 3)
+    groups = {
+        "Best": shown[:third],
+        "Median": shown[third:-third],
+        "Worst": shown[-third:] if shown[third:] else [],
+    }
+    galleries = [
+        Gallery(
+            name,
+            [
+                Picture(
+                    _png(image),
+                    f"{short(run.classes[cases.labels[row]])} {prob:.0%}",
+                    short(cases.image_id[row], 26),
+                )
+                for prob, row, image in group
+            ],
+        )
+        for name, group in groups.items()
+        if group
+    ]
+    words = [
+        "Ordered by the probability of the true class. Below each: class, that probability, id.",
+        "Not done: evidence maps (which pixels decided).",
+    ]
+    numbers = {"images": [{"image_id": cases.image_id[row], "prob_true": prob} for prob, row, _ in shown]}
+    return Section("examples", title, words, galleries=galleries, numbers=numbers)
+
+
+def _samples(run: Run) -> Section:
+    title, stored = "Generated images beside their nearest training images", run.arrays("samples.npz")
+    if stored is None:
+        return Section("samples", title, missing="no images were generated", command=run.command("sample"))
+    galleries = []
+    for label in np.unique(stored["labels"]):
+        rows = np.flatnonzero(stored["labels"] == label)[:8]
+        name = short(run.classes[label]) if 0 <= label < len(run.classes) else f"class {label}"
+        pictures = [Picture(_png(stored["images"][row]), "generated") for row in rows]
+        galleries.append(Gallery(f"{name}: generated", pictures))
+        if "nearest" in stored:
+            pictures = [
+                Picture(
+                    _png(stored["nearest"][row]), "nearest real", f"distance {stored['distance'][row]:.2f}"
+                )
+                for row in rows
+            ]
+            galleries.append(Gallery(f"{name}: nearest training image of each", pictures))
+    words = [
+        "What the model believes each class looks like. A generated image that equals its neighbour was "
+        "learned by heart. Distances are root sums of squared grey-value differences."
+    ]
+    distance = stored.get("distance", np.zeros(0))
+    numbers = {
+        "n": len(stored["images"]),
+        "smallest_distance": float(distance.min()) if len(distance) else None,
+    }
+    return Section("samples", title, words, galleries=galleries, numbers=numbers)
+
+
+def _cost(run: Run) -> Section:
+    title, m, log = "Cost", run.metrics, run.log
+    rows = []
+    if m.get("nfe_per_image") is not None:
+        rows.append(("network evaluations per image", f"{m['nfe_per_image']:.1f}"))
+    if m.get("seconds_per_image") is not None:
+        rows.append(("time per image, all classes", seconds(m["seconds_per_image"])))
+    if log["step"].notna().any():
+        rows.append(("training steps", f"{log['step'].max():.0f}"))
+    if log["seconds"].notna().any():
+        rows.append(("training time", seconds(float(log["seconds"].max()))))
+    if log["images_per_second"].notna().any():
+        rows.append(("training images per second (median)", f"{log['images_per_second'].median():.0f}"))
+    if not rows:
+        return _not_evaluated(run, "cost", title)
+    return Section("cost", title, tables=[Table("What it costs", ("", ""), rows)], numbers=dict(rows))
+
+
+SECTIONS: tuple[Callable[[Run], Section], ...] = (
+    _discrimination, _threshold, _comparison, _calibration, _usefulness, _posteriors, _levels, _subgroups,
+    _abstention, _examples, _samples, _data, _precision, _exclusions, _leakage, _training, _cost, model,
+)  # fmt: skip

@@ -1,0 +1,284 @@
+"""A run directory: the only thing that the stages exchange, and a trained classifier to whoever opens it.
+
+    config.toml  environment.json  source.json  split.parquet  audit.json  train.jsonl  checkpoints/
+    calibration.json  loglik-<split>.parquet/  predictions-<split>.csv  metrics-<split>.json  quarantine.csv  report.html
+
+``open_run`` checks that the directory is whole; ``Run`` offers the way of one image: ``prepare``, ``log_lik``, and with
+``scorebayes.bayes`` the posterior.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scorebayes.augment import CODE_LENGTH
+from scorebayes.calibrate import Calibration
+from scorebayes.checkpoint import Checkpoints, write_atomically
+from scorebayes.config import Config, read_toml, resolve
+from scorebayes.data.base import Rejected, SourceInfo
+from scorebayes.draws import Draws
+from scorebayes.errors import ConfigError
+from scorebayes.likelihood import Likelihood
+from scorebayes.score import Denoiser, Score, ScoreModel
+from scorebayes.table import LogLikTable
+
+PACKAGES = ("scorebayes", "torch", "numpy", "scipy", "pandas", "scikit-learn", "scikit-image", "pydicom")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What training learned of its data, stored in ``source.json``.
+
+    ``mean`` and ``std`` are of the training pixels as shares of the full scale; ``train_counts`` per class.
+    """
+
+    info: SourceInfo
+    mean: float
+    std: float
+    train_counts: tuple[int, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.info.classes
+
+    @property
+    def log_shares(self) -> NDArray[np.float64]:
+        """Log of the class shares of the training split [Y]."""
+        return np.log(np.array(self.train_counts) / sum(self.train_counts))
+
+
+class Run:
+    """A run directory with its configuration. Nothing heavy is read before it is asked for."""
+
+    def __init__(self, path: Path, config: Config, facts: Facts, device: torch.device) -> None:
+        self.path = path
+        self.config = config
+        self.facts = facts
+        self.device = device
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    # -- the way of one image -------------------------------------------------------------------------------------
+
+    def prepare(self, image: NDArray, laterality: str = "", view: str = "") -> Tensor:
+        """Pixels [H, W] or [H, W, 3] float32 in [0, 1] -> standardised [1, C, S, S]. DataError if unusable."""
+        return self.standardise(self.config.prepare(image, laterality, view)[None])
+
+    def standardise(self, levels: NDArray, u: Tensor | float = 0.5) -> Tensor:
+        """Whole grey values in [0, 2^bits) [N, C, S, S] -> mean 0, variance 1 over the training split.
+
+        ``u`` in [0, 1) dequantises: uniform noise for a density, the middle of the step for a decision.
+        """
+        scale = 2.0**self.config.prepare.bits
+        shares = (torch.from_numpy(np.asarray(levels, dtype=np.float32)) + u) / scale
+        return ((shares - self.facts.mean) / self.facts.std).float()
+
+    def restore(self, z: Tensor) -> NDArray[np.float32]:
+        """Standardised images -> pixels in [0, 1]."""
+        return (z.detach().cpu().float() * self.facts.std + self.facts.mean).clamp(0, 1).numpy()
+
+    def log_lik(self, x: Tensor, keys: Sequence[str], likelihood: Likelihood | None = None) -> LogLikTable:
+        """Log-likelihood table of standardised images [N, C, S, S].
+
+        ``keys`` name the images' random draws: the same key and image give the same numbers, alone or in a batch.
+        ``likelihood``: an estimator; by default the one of the configuration.
+        """
+        return log_lik_table(likelihood or self.likelihood, self.score, x, keys, self.config.seed)
+
+    @cached_property
+    def log_prior(self) -> NDArray[np.float64]:
+        """log p(y) [Y] at prediction, by the configuration's [prior]."""
+        prior, n_classes = self.config.prior, len(self.facts.classes)
+        if prior.kind == "uniform":
+            return np.full(n_classes, -np.log(n_classes))
+        if prior.kind == "train":
+            return self.facts.log_shares
+        if len(prior.prob) != n_classes or abs(sum(prior.prob) - 1) > 1e-6 or min(prior.prob) <= 0:
+            raise ConfigError(
+                f"[prior] prob = {list(prior.prob)}: expected {n_classes} positive numbers that sum to 1, "
+                f"in the order {', '.join(self.facts.classes)}."
+            )
+        return np.log(np.array(prior.prob) / sum(prior.prob))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """As fitted on the validation split. ConfigError where that was not done."""
+        return Calibration.from_dict(self._stored_calibration)
+
+    @property
+    def threshold(self) -> float:
+        """On the probability of the positive class, frozen on the validation split."""
+        return float(self._stored_calibration["threshold"])
+
+    @cached_property
+    def _stored_calibration(self) -> dict[str, Any]:
+        path = self.path / "calibration.json"
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: the run is not calibrated yet.", "Finish it with 'scorebayes train --resume'."
+            )
+        return json.loads(path.read_text())
+
+    # -- the model ------------------------------------------------------------------------------------------------
+
+    def new_denoiser(self) -> Denoiser:
+        """An untrained network as configured."""
+        net = self.config.build(
+            "net",
+            image_channels=self.config.prepare.channels,
+            n_classes=len(self.facts.classes),
+            n_augment=CODE_LENGTH,
+        )
+        return Denoiser(net, self.precision).to(self.device)
+
+    @cached_property
+    def score(self) -> ScoreModel:
+        """The trained score: the checkpoint with the best validation class log-loss."""
+        denoiser = self.new_denoiser()
+        denoiser.load_state_dict(self.checkpoints.load(self.checkpoints.best()))
+        return ScoreModel(denoiser.eval(), self.config.build("noise"))
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return self.config.build("likelihood")
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the network's arithmetic. "auto": bf16 where the processor computes in it, else fp32."""
+        choice = self.config.train.precision
+        if choice == "auto":
+            choice = "bf16" if _has_bf16(self.device) else "fp32"
+        return torch.bfloat16 if choice == "bf16" else torch.float32
+
+    # -- the directory --------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_atomically(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+
+    @property
+    def split(self) -> pd.DataFrame:
+        """image_id, patient_id, label, split, ... of every image."""
+        return pd.read_parquet(self.path / "split.parquet")
+
+    def quarantine(self, rejected: Sequence[Rejected], name: str = "quarantine.csv") -> None:
+        """Record the images that could not be used, with the reasons."""
+        frame = pd.DataFrame([asdict(r) for r in rejected], columns=["image_id", "path", "reason"])
+        write_atomically(self.path / name, frame.to_csv(index=False))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: a second run in it is refused; the lock of a dead process is no lock."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"{self.path}: another process is working in this run directory.",
+                    "Wait for it, or stop it.",
+                ) from error
+            yield
+
+
+def log_lik_table(
+    likelihood: Likelihood, score: Score, x: Tensor, keys: Sequence[str], seed: int
+) -> LogLikTable:
+    """Evaluate an estimator on standardised images [N, C, H, W], whose random draws are named by ``keys``."""
+    if len(keys) != len(x):
+        raise ConfigError(f"{len(x)} images but {len(keys)} keys.")
+    start = time.perf_counter()
+    with torch.no_grad():
+        found = likelihood(score, x, Draws(seed, keys))
+    seconds = (time.perf_counter() - start) / max(1, len(x))
+    return LogLikTable(
+        tuple(keys), np.full(len(x), -1), found.draws, found.log_snr, found.level, found.nfe, found.status,
+        np.full(len(x), seconds), found.kind,
+    )  # fmt: skip
+
+
+def create_run(path: Path, config: Config, facts: Facts, device: torch.device) -> Run:
+    """Start a run directory: configuration, environment and data facts."""
+    path.mkdir(parents=True, exist_ok=True)
+    run = Run(path, config, facts, device)
+    write_atomically(path / "config.toml", config.to_toml())
+    run.write_json("source.json", {**asdict(facts.info), "mean": facts.mean, "std": facts.std,
+                                   "train_counts": list(facts.train_counts)})  # fmt: skip
+    run.write_json("environment.json", environment(device))
+    return run
+
+
+def open_run(path: str | Path, device: str = "auto") -> Run:
+    """Open a run directory. ConfigError says what is missing, and how to make it."""
+    path = Path(path)
+    for name in ("config.toml", "source.json"):
+        if not (path / name).is_file():
+            raise ConfigError(
+                f"{path}: no run directory ({name} is missing).", "Make one with 'scorebayes train'."
+            )
+    config = resolve(read_toml(path / "config.toml"))
+    stored = json.loads((path / "source.json").read_text())
+    mean, std, counts = stored.pop("mean"), stored.pop("std"), stored.pop("train_counts")
+    info = SourceInfo(**{**stored, "classes": tuple(stored["classes"])})
+    return Run(path, config, Facts(info, mean, std, tuple(counts)), pick_device(device))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The named device, or the best there is: CUDA, MPS, CPU. ConfigError if the named one is absent."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(name.partition(":")[0], False):
+        there = ", ".join(kind for kind, found in available.items() if found)
+        raise ConfigError(f"device {name!r} is not there.", f"Available: {there}.")
+    return torch.device(name)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "accelerator": accelerator,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))

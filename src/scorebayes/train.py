@@ -1,0 +1,318 @@
+"""Training: one straight loop from images to a calibrated run directory.
+
+Every step draws all its random numbers from (seed, step), so that a resumed run continues to the same weights as an
+undisturbed one on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from scorebayes.augment import CODE_LENGTH, augment
+from scorebayes.posterior import bayes
+from scorebayes.calibrate import fit_calibration
+from scorebayes.checkpoint import KEPT_STATES
+from scorebayes.config import Config, TrainConfig
+from scorebayes.data.load import ImageSet
+from scorebayes.errors import ConfigError, DataError, NumericalError
+from scorebayes.progress import progress_bar
+from scorebayes.run import Run, log_lik_table
+from scorebayes.score import Denoiser, ScoreModel, training_loss
+
+MAX_ROLLBACKS = 3
+
+
+@dataclass
+class _State:
+    """What changes during training; everything of it is in a state checkpoint."""
+
+    denoiser: Denoiser
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    rate_factor: float = 1.0
+    rollbacks: int = 0
+
+
+def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
+    """Train the score of a run, or go on where its newest checkpoint stands.
+
+    Writes checkpoints and ``train.jsonl``; the weights that count are those with the lowest cross-fitted class log-loss
+    on the validation images. Raises NumericalError if the loss is not finite again and again, and KeyboardInterrupt
+    after saving where SIGTERM asks to stop.
+    """
+    config = run.config.train
+    _require_classes(train, run.facts.classes, "training")
+    _require_classes(val, run.facts.classes, "validation")
+    state = _restore(run, _new_state(run))
+    every = config.validate_every or max(1, math.ceil(config.steps / 10))
+    rows_of_class = [np.flatnonzero(train.labels == y) for y in range(len(run.facts.classes))]
+    start = time.monotonic() - state.seconds
+    with (
+        _stop_on_sigterm() as stop,
+        (run.path / "train.jsonl").open("a", encoding="utf-8") as log,
+        progress_bar("train", config.steps, state.step) as advance,
+    ):
+        while not _finished(state, config):
+            loss = _step(run, state, train, rows_of_class)
+            state.seconds = time.monotonic() - start
+            if not math.isfinite(loss):
+                state = _roll_back(run, state)
+                continue
+            state.step += 1
+            advance(state.step, f"loss {loss:.4f}")
+            if state.step % 10 == 0:
+                _log(log, step=state.step, loss=loss, lr=_rate(state, config), seconds=state.seconds,
+                     images_per_second=state.step * config.batch / state.seconds)  # fmt: skip
+            if state.step % every == 0 or _finished(state, config):
+                val_log_loss, val_auc = validate(run, state.average.module, val)
+                state.seconds = time.monotonic() - start
+                _log(log, step=state.step, val_log_loss=val_log_loss, val_auc=val_auc)
+                _save(run, state, val_log_loss)
+            if stop:
+                _save(run, state, math.inf)
+                raise KeyboardInterrupt
+
+
+def validate(run: Run, denoiser: Denoiser, val: ImageSet) -> tuple[float, float]:
+    """Cross-fitted class log-loss (nats) and AUC of the calibrated posterior on validation images."""
+    rows = np.concatenate(
+        [np.flatnonzero(val.labels == y)[: _share(run, val, y)] for y in range(len(run.facts.classes))]
+    )
+    some = val.subset(rows)
+    score = ScoreModel(denoiser.eval(), run.config.build("noise"))
+    table = log_lik_table(run.likelihood, score, run.standardise(some.images), some.keys, run.config.seed)
+    table = table.with_labels(some.labels)
+    log_prior = np.log(np.bincount(some.labels) / len(some))
+    calibration = fit_calibration(table, log_prior)
+    prob = bayes(table, log_prior, calibration).prob
+    if prob.shape[1] == 2:
+        return calibration.log_loss, float(roc_auc_score(some.labels, prob[:, 1]))
+    return calibration.log_loss, float(roc_auc_score(some.labels, prob, multi_class="ovr"))
+
+
+def _share(run: Run, val: ImageSet, y: int) -> int:
+    """How many validation images of a class are looked at during training: its share of ``val_images``, at least 2."""
+    return max(2, round(run.config.train.val_images * float((val.labels == y).mean())))
+
+
+def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[np.int64]]) -> float:
+    """One optimiser step on one batch; returns the loss. Where memory does not suffice, the batch goes in parts."""
+    config = run.config.train
+    seed = _seed(run.config.seed, state.step)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout has no generator of its own
+    rows = _draw_rows(config, len(train), rows_of_class, generator)
+    images = train.images[rows.numpy()]
+    y = torch.from_numpy(train.labels[rows.numpy()])
+    u = torch.rand(images.shape, generator=generator)
+    x_0, code = augment(run.standardise(images, u), config, generator)
+    log_snr = _draw_log_snr(config, generator)
+    y = torch.where(torch.rand(config.batch, generator=generator) < config.null_label, len(rows_of_class), y)
+    eps = torch.randn(x_0.shape, generator=generator)
+
+    size = config.micro_batch or config.batch
+    while True:
+        try:
+            loss = _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size)
+            break
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = max(1, size // 2)
+    if not math.isfinite(loss):
+        return loss
+    torch.nn.utils.clip_grad_norm_(state.denoiser.parameters(), config.clip)
+    for group in state.optimizer.param_groups:
+        group["lr"] = _rate(state, config)
+    state.optimizer.step()
+    state.average.update_parameters(state.denoiser)
+    return loss
+
+
+def _accumulate(
+    denoiser: Denoiser, x_0: Tensor, y: Tensor, log_snr: Tensor, eps: Tensor, code: Tensor, size: int
+) -> float:
+    """Gradient of the mean loss, ``size`` images at a time; returns the loss."""
+    denoiser.train()
+    denoiser.zero_grad(set_to_none=True)
+    device = next(denoiser.parameters()).device
+    total = 0.0
+    for part in torch.arange(len(x_0)).split(size):
+        loss = training_loss(
+            denoiser, x_0[part].to(device), y[part], log_snr[part], eps[part].to(device), code[part]
+        ).sum() / len(x_0)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def _draw_rows(
+    config: TrainConfig, n: int, rows_of_class: list[NDArray], generator: torch.Generator
+) -> Tensor:
+    """Row numbers of a batch [B]: classes equally often, or as they come."""
+    if not config.balance:
+        return torch.randint(n, (config.batch,), generator=generator)
+    turn = torch.randperm(len(rows_of_class), generator=generator)
+    classes = turn[torch.arange(config.batch) % len(rows_of_class)]
+    place = torch.rand(config.batch, generator=generator, dtype=torch.float64)
+    return torch.tensor(
+        [rows_of_class[y][int(p * len(rows_of_class[y]))] for y, p in zip(classes, place, strict=True)]
+    )
+
+
+def _draw_log_snr(config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Noise levels [B] float64: normal, stratified over the batch in random order, cut at three standard deviations."""
+    u = (
+        torch.randperm(config.batch, generator=generator) + torch.rand(config.batch, generator=generator)
+    ) / config.batch
+    return config.log_snr_mean + config.log_snr_std * torch.special.ndtri(u.double()).clamp(-3, 3)
+
+
+def _rate(state: _State, config: TrainConfig) -> float:
+    """Learning rate: linear warm-up, then a cosine to zero over whichever budget is nearer its end."""
+    done = state.step / config.steps
+    if config.minutes is not None:
+        done = max(done, state.seconds / (60 * config.minutes))
+    warm = min(1.0, (state.step + 1) / max(1, config.warmup))
+    return state.rate_factor * config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _finished(state: _State, config: TrainConfig) -> bool:
+    out_of_time = config.minutes is not None and state.seconds >= 60 * config.minutes
+    return state.step >= config.steps or (out_of_time and state.step > 0)
+
+
+def _seed(seed: int, step: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"train/{seed}/{step}".encode(), digest_size=7).digest(), "little")
+
+
+# -- state ----------------------------------------------------------------------------------------------------------
+
+
+def _new_state(run: Run) -> _State:
+    config = run.config.train
+    torch.manual_seed(_seed(run.config.seed, -1))
+    denoiser = run.new_denoiser()
+
+    def blend(average: Any, current: Any, n_averaged: Any) -> None:
+        # A short memory at first, so that the average does not hang on to the start.
+        decay = min(config.ema, (1 + float(n_averaged)) / (10 + float(n_averaged)))
+        torch._foreach_lerp_(average, current, 1 - decay)
+
+    average = AveragedModel(denoiser, multi_avg_fn=blend)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    return _State(denoiser, average, optimizer)
+
+
+def _save(run: Run, state: _State, val_log_loss: float) -> None:
+    """The averaged weights (unless training was interrupted between validations) and all that resuming needs."""
+    if math.isfinite(val_log_loss):
+        run.checkpoints.save("step", state.step, state.average.module.state_dict(), val_log_loss=val_log_loss)
+        run.checkpoints.keep(
+            "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
+        )
+    tensors = {f"model.{k}": v for k, v in state.denoiser.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+    run.checkpoints.save(
+        "state", state.step, tensors,
+        seconds=state.seconds, rate_factor=state.rate_factor, rollbacks=state.rollbacks,
+    )  # fmt: skip
+    run.checkpoints.keep("state", lambda entries: sorted(entries, key=lambda e: e["step"])[-KEPT_STATES:])
+
+
+def _restore(run: Run, state: _State) -> _State:
+    """Fill a new state from the newest checkpoint, if there is one, and forget what was logged after it."""
+    found = run.checkpoints.newest_state()
+    if found is None:
+        return state
+    entry, tensors = found
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    state.denoiser.load_state_dict(part("model."))
+    state.average.load_state_dict(part("average."))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("optimizer.").items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
+    state.step, state.seconds = entry["step"], entry["seconds"]
+    state.rate_factor, state.rollbacks = entry["rate_factor"], entry["rollbacks"]
+    _cut_log(run.path / "train.jsonl", state.step)
+    return state
+
+
+def _roll_back(run: Run, state: _State) -> _State:
+    """After a loss that is not finite: the last checkpoint (or the start) at half the rate."""
+    if state.rollbacks >= MAX_ROLLBACKS:
+        raise NumericalError(
+            f"the training loss is not finite at step {state.step}, after {MAX_ROLLBACKS} restarts at lower rates.",
+            "Lower [train] lr, or look for broken images with 'scorebayes data check'.",
+        )
+    restored = _restore(run, _new_state(run))
+    restored.rollbacks, restored.rate_factor = state.rollbacks + 1, state.rate_factor / 2
+    return restored
+
+
+def _cut_log(path: Path, step: int) -> None:
+    if path.exists():
+        lines = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
+        ]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _log(file: Any, **fields: Any) -> None:
+    file.write(json.dumps(fields) + "\n")
+    file.flush()
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[list[int]]:
+    """Yields a list that is filled when SIGTERM arrives."""
+    stop: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _require_classes(images: ImageSet, classes: tuple[str, ...], what: str) -> None:
+    counts = np.bincount(images.labels[images.labels >= 0], minlength=len(classes))
+    if counts.min() < 2:
+        have = ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True))
+        raise DataError(
+            f"the {what} split needs at least two images of every class, it has {have}.", "Give more images."
+        )
+
+
+def require_same(stored: Config, wanted: Config) -> None:
+    """ConfigError with the differences if a run is resumed under another configuration."""
+    differences = stored.differences(wanted)
+    if differences:
+        raise ConfigError(f"the run was started with another configuration: {'; '.join(differences)}.",
+                          "Resume without these options, or use a new directory.")  # fmt: skip

@@ -1,0 +1,141 @@
+"""CBIS-DDSM: the real tables and eight real mammograms (reduced), from the data root."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scorebayes.data.cbis_ddsm import CbisDdsm, Lesion
+from scorebayes.data.check import as_text, check
+from scorebayes.data.dicom import dicom_bits, dicom_tags
+from scorebayes.data.load import load
+from scorebayes.data.prepare import Prepare
+
+pytestmark = pytest.mark.real
+LEAKING = set(
+    [
+        "P_00016",
+        "P_00041",
+        "P_00159",
+        "P_00394",
+        "P_00495",
+        "P_00510",
+        "P_00591",
+        "P_00601",
+        "P_00639",
+        "P_00652",
+        "P_00678",
+        "P_00723",
+        "P_00753",
+        "P_00882",
+        "P_00906",
+        "P_00924",
+        "P_00969",
+        "P_01108",
+        "P_01152",
+        "P_01179",
+        "P_01237",
+        "P_01307",
+        "P_01365",
+        "P_01467",
+        "P_01566",
+        "P_01605",
+        "P_01621",
+        "P_01635",
+        "P_01741",
+        "P_01803",
+        "P_01883",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def source(data_root: Path) -> CbisDdsm:
+    return CbisDdsm(data_root / "cbis_ddsm_dicom_small", tables=data_root / "cbis_ddsm_tables")
+
+
+@pytest.fixture(scope="module")
+def lesions(source: CbisDdsm) -> list[Lesion]:
+    return source.lesions()
+
+
+def test_every_count_of_the_tables_is_the_published_one(source) -> None:
+    counts = source.counts()
+    assert len(counts) == 14
+    assert [c for c in counts if c.found != c.published] == []
+
+
+def test_the_published_quirks_are_there(lesions) -> None:
+    assert len({x.image for x in lesions}) == 3103
+    assert len({x.image_view for x in lesions}) == 3032
+    assert not any("\n" in path for x in lesions for path in (x.image, x.crop, x.mask))
+    assert {x.density for x in lesions} == {"0", "1", "2", "3", "4"}
+    assert Counter(x.pathology for x in lesions) == {
+        "BENIGN": 577 + 194 + 528 + 130,
+        "BENIGN_WITHOUT_CALLBACK": 104 + 37 + 474 + 67,
+        "MALIGNANT": 637 + 147 + 544 + 129,
+    }
+
+
+def everything(data_root: Path, monkeypatch, **options) -> CbisDdsm:
+    """The source with a file for every row, so that labels can be counted without the images."""
+    source = CbisDdsm(data_root, tables=data_root / "cbis_ddsm_tables", **options)
+    monkeypatch.setattr(CbisDdsm, "_full_image", lambda self, x, files, silent=False: Path(x.image))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mass", {"train": (602, 1231), "test": (145, 361)}),
+        ("calc", {"train": (509, 1227), "test": (119, 284)}),
+    ],
+)
+def test_image_labels_are_the_published_ones(data_root, monkeypatch, kind, expected) -> None:
+    records = everything(data_root, monkeypatch, lesions=kind).records()
+    for split, (malignant, images) in expected.items():
+        labels = [r.label for r in records if r.split == split]
+        assert (sum(labels), len(labels)) == (malignant, images)
+
+
+def test_the_31_leaking_patients_are_taken_out_of_one_side(data_root, monkeypatch) -> None:
+    source = everything(data_root, monkeypatch)
+    records = source.records()
+    sides = {side: {r.patient_id for r in records if r.split == side} for side in ("train", "test")}
+    assert not sides["train"] & sides["test"]
+    assert sides["test"] >= LEAKING
+    leaks = {entry.reason.split()[1] for entry in source.rejected if entry.reason.startswith("leak")}
+    assert leaks == LEAKING
+    assert len({(r.patient_id, r.laterality, r.view) for r in records}) == len(records)
+
+
+def test_the_real_mammograms_are_read_and_prepared(source) -> None:
+    records = source.records()
+    assert [(r.image_id, r.label) for r in records if r.label] == [
+        ("Mass-Test_P_00820_LEFT_CC", 1),
+        ("Mass-Test_P_00820_LEFT_MLO", 1),
+    ]
+    assert len(records) == 8
+    for record in records:
+        assert dicom_bits(record.path) == 16
+        assert dicom_tags(record.path) == (record.laterality, record.view)
+        assert source.read(record).dtype == np.float32
+    images, rejected = load(source, records, Prepare(128, bits=16, steps=("mammogram",)))
+    assert rejected == [] and len(images) == 8
+    left, right = (
+        images.images[..., half].astype(float).sum((1, 2, 3)) for half in (slice(64), slice(64, 128))
+    )
+    assert (left > right).all()  # all flipped to the left, labels and tape gone
+    assert (images.images[:, 0, :8, 100:] == 0).all()
+
+
+def test_the_check_names_what_is_missing_and_finds_the_leak(source) -> None:
+    result = check(source)
+    assert len(result["left_out"]["missing"]) == 3031
+    assert len(result["left_out"]["leak"]) == 83
+    assert all(entry["found"] == entry["published"] for entry in result["counts"])
+    assert result["leakage"]["patients_in_two_splits"] == []
+    assert "missing: 3031" in as_text(result)

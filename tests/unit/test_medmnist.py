@@ -1,0 +1,160 @@
+"""MedMNIST files: splits, class names, and refusals in words."""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scorebayes.data.medmnist import FLAGS, MedMnist
+from scorebayes.errors import DataError
+
+
+def _write(
+    path: Path, n_classes: int = 2, shape: tuple[int, ...] = (8, 8), **changes: np.ndarray | None
+) -> Path:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray | None] = {}
+    for split, n in (("train", 6), ("val", 3), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(n) % n_classes).astype(np.uint8)[:, None]
+    np.savez(path, **{name: a for name, a in (arrays | changes).items() if a is not None})
+    return path
+
+
+def test_records_keep_the_official_splits_and_pixels_come_back_exactly(tmp_path: Path) -> None:
+    path = _write(tmp_path / "own.npz")
+    source = MedMnist(path)
+    records = source.records()
+    assert [r.split for r in records] == ["train"] * 6 + ["val"] * 3 + ["test"] * 4
+    assert {r.patient_id for r in records} == {None}
+    stored = np.load(path)["val_images"][1]
+    np.testing.assert_array_equal(np.round(source.read(records[7]) * 255), stored)
+
+
+def test_a_file_of_another_name_has_numbers_for_classes(tmp_path: Path) -> None:
+    info = MedMnist(_write(tmp_path / "own.npz", n_classes=3)).info
+    assert info.classes == ("0", "1", "2")
+    assert info.channels == 1
+
+
+def test_rgb_files_have_three_channels(tmp_path: Path) -> None:
+    source = MedMnist(_write(tmp_path / "own_64.npz", shape=(8, 8, 3)))
+    assert source.info.channels == 3
+    assert source.read(source.records()[0]).shape == (8, 8, 3)
+
+
+def test_breastmnist_has_malignant_first_and_as_the_positive_class(tmp_path: Path) -> None:
+    info = MedMnist(_write(tmp_path / "breastmnist_64.npz")).info
+    assert info.classes == ("malignant", "normal, benign")
+    assert info.positive == 0
+
+
+def test_another_content_under_a_published_name_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="not the published file"):
+        MedMnist(_write(tmp_path / "pneumoniamnist.npz"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # larger sizes are other files: their sums are not known here
+        MedMnist(_write(tmp_path / "pneumoniamnist_64.npz"))
+
+
+def test_the_positive_index_of_every_known_data_set_is_one_of_its_classes() -> None:
+    assert len(FLAGS) == 11
+    for flag in FLAGS.values():
+        assert 0 <= flag.positive < len(flag.classes)
+        assert len(flag.md5) == 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val_labels": None}, "no array val_labels"),
+        ({"train_labels": np.zeros((6, 14), np.uint8)}, "multi-label"),
+        ({"train_images": np.zeros((6, 8, 8, 8), np.uint8)}, "three-dimensional"),
+        ({"train_images": np.zeros((6, 8, 8), np.float32)}, "unknown format"),
+        ({"train_labels": np.zeros((5, 1), np.uint8)}, "for 6 images"),
+        ({"train_labels": np.full((6, 1), -1)}, "class number"),
+        ({"train_images": np.array([None] * 6)}, "cannot be|no readable npz"),
+    ],
+)
+def test_what_is_no_single_label_2d_file_is_refused_in_words(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        MedMnist(_write(tmp_path / "own.npz", **changes))
+    assert "own.npz" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_beyond_the_classes_of_the_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="label 4"):
+        MedMnist(_write(tmp_path / "breastmnist_64.npz", n_classes=5))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:200], lambda b: b"", lambda b: b"garbage" * 99])
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path, damage: object) -> None:
+    path = _write(tmp_path / "own.npz")
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(DataError, match=r"own\.npz is") as caught:
+        MedMnist(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "opened",))
+
+    with pytest.raises(DataError, match="no readable npz"):
+        MedMnist(_write(tmp_path / "own.npz", train_images=np.array([Bomb()] * 6)))
+    assert not (tmp_path / "opened").exists()
+
+
+def test_chestmnist_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="multi-label"):
+        MedMnist(_write(tmp_path / "chestmnist.npz"))
+    with pytest.raises(DataError, match="multi-label"):
+        MedMnist("chestmnist")
+
+
+def test_a_missing_file_and_an_unknown_name_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        MedMnist(tmp_path / "none.npz")
+    with pytest.raises(DataError, match="neither a file nor a MedMNIST data set"):
+        MedMnist("brestmnist")
+
+
+def test_without_the_package_the_way_by_hand_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+    with pytest.raises(DataError, match=r"https://.*breastmnist_64\.npz by hand"):
+        MedMnist("breastmnist_64")
+
+
+def _package(root: Path, fails: bool) -> types.ModuleType:
+    def breast(split: str, download: bool, size: int) -> types.SimpleNamespace:
+        if fails:
+            raise RuntimeError("no\nnetwork")
+        _write(root / f"breastmnist_{size}.npz")
+        return types.SimpleNamespace(root=root)
+
+    package = types.ModuleType("medmnist")
+    package.INFO = {"breastmnist": {"python_class": "BreastMNIST"}}  # type: ignore[attr-defined]
+    package.BreastMNIST = breast  # type: ignore[attr-defined]
+    return package
+
+
+def test_a_name_is_downloaded_by_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "medmnist", _package(tmp_path, fails=False))
+    assert MedMnist("breastmnist_64").path == tmp_path / "breastmnist_64.npz"
+
+
+def test_a_failed_download_names_the_cause_and_the_way_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "medmnist", _package(tmp_path, fails=True))
+    with pytest.raises(DataError, match=r"no network.*by hand"):
+        MedMnist("breastmnist")
