@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from scorebayes.posterior import bayes
     from scorebayes.data import open_source, read_image
+    from scorebayes.posterior import bayes
     from scorebayes.run import open_run
 
 _PLACES = {

@@ -48,7 +48,7 @@ class Checkpoints:
         partial = path.with_suffix(".partial")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
         _sync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         entry = {"file": path.name, "sha256": _sha256(path), "step": step, **meta}
         self._rewrite(lambda entries: [e for e in entries if e["file"] != path.name] + [entry])
 
@@ -106,7 +106,7 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     _sync(partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _sync(path: Path) -> None:

@@ -36,6 +36,12 @@ EXIT_QUARANTINE = 3
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory made by 'scorebayes train'.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
+Estimator = Annotated[
+    str,
+    typer.Option(
+        help="denoising, bound, flow or paper; by default the run's own. Others write files of their own."
+    ),
+]
 _SOURCES = (
     "phantom, medmnist:FILE.npz, folder:DIR, ddsm64:PATH, cbis-ddsm:ROOT, inbreast:ROOT or vindr-mammo:ROOT"
 )
@@ -80,12 +86,14 @@ def train(
     from scorebayes.config import read_toml
     from scorebayes.run import pick_device
 
-    given = {"prepare": {"size": size}, "train": {"steps": steps, "minutes": minutes}}
-    options: dict[str, Any] = {
-        section: kept
-        for section, fields in given.items()
-        if (kept := {k: v for k, v in fields.items() if v is not None})
-    }
+    options: dict[str, Any] = {"prepare": {}, "train": {}}
+    for section, name, value in (
+        ("prepare", "size", size),
+        ("train", "steps", steps),
+        ("train", "minutes", minutes),
+    ):
+        if value is not None:
+            options[section][name] = value
     if seed is not None:
         options["seed"] = seed
     layers = [read_toml(config)] if config else []
@@ -99,6 +107,7 @@ def train(
 def score(
     run_dir: RunDir,
     split: Split = "test",
+    estimator: Estimator = "",
     device: Device = "auto",
 ) -> None:
     """Write the log-likelihood table of a split; run it again to resume.
@@ -109,21 +118,24 @@ def score(
 
     run = _open(run_dir, device)
     with run.locked():
-        path = score_split(run, split)
-    _say_next(f"log-likelihood table: {path}", f"scorebayes evaluate {run_dir} --split {split}")
+        if estimator and split != "val":
+            score_split(run, "val", estimator)  # its calibration is fitted there
+        path = score_split(run, split, estimator)
+    option = f" --estimator {estimator}" if estimator else ""
+    _say_next(f"log-likelihood table: {path}", f"scorebayes evaluate {run_dir} --split {split}{option}")
 
 
 @app.command()
-def evaluate(run_dir: RunDir, split: Split = "test") -> None:
+def evaluate(run_dir: RunDir, split: Split = "test", estimator: Estimator = "") -> None:
     """Posterior, predictions and metrics of a scored split, beside logistic regression on pixels.
 
     Example: scorebayes evaluate runs/breast --split test
     """
     from scorebayes import evaluate as stage
 
-    metrics = stage.evaluate(_open(run_dir, "cpu"), split)
+    metrics = stage.evaluate(_open(run_dir, "cpu"), split, estimator)
     _show_metrics(metrics)
-    _say_next(f"metrics: {run_dir / f'metrics-{split}.json'}", f"scorebayes report {run_dir}")
+    _say_next(f"metrics: {run_dir}/metrics-{split}*.json", f"scorebayes report {run_dir}")
 
 
 @app.command()
@@ -154,7 +166,9 @@ def predict(
 def sample(
     run_dir: RunDir,
     per_class: Annotated[int, typer.Option(help="Samples of each class.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the sampler; by default its own number.")
+    ] = None,
     sampler: Annotated[
         str, typer.Option(help="heun, dpm2m, ode, euler-maruyama or predictor-corrector.")
     ] = "",
@@ -165,9 +179,9 @@ def sample(
 
     Example: scorebayes sample runs/breast --per-class 8
     """
-    from scorebayes import stages
+    from scorebayes.gallery import draw_samples
 
-    grid = stages.sample(_open(run_dir, device), per_class, steps, sampler, guidance)
+    grid = draw_samples(_open(run_dir, device), per_class, sampler, steps, guidance)
     _say_next(f"samples: {grid}", f"scorebayes report {run_dir}")
 
 
@@ -252,8 +266,8 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
             title, *(cell(figures, m) for m in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"))
         )
     out.print(table)
-    out.print(f"always the larger class: accuracy {metrics['majority_accuracy']:.3f}; "
-              f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s an image")  # fmt: skip
+    cost = f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s an image"
+    out.print(f"always the larger class: accuracy {metrics['majority_accuracy']:.3f}; {cost}")
 
 
 def _say_next(done: str, command: str) -> None:

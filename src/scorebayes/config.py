@@ -221,10 +221,22 @@ def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
         return _plain_values(_checked(section, table))
     registry, table = _REGISTRIES[section], dict(table)
     kind = table.pop("kind", _DEFAULT_KIND[section])
+    return {"kind": kind, **_plain_values(_checked(section, table, _known(section, kind, registry)))}
+
+
+def build_kind(what: str, kind: str, registry: Mapping[str, Callable], fields: Mapping[str, Any]) -> Any:
+    """The entry ``kind`` of any registry, built from checked fields. ConfigError as in ``resolve``."""
+    constructor = _known(what, kind, registry)
+    return constructor(**_checked(what, fields, constructor))
+
+
+def _known(what: str, kind: Any, registry: Mapping[str, Callable]) -> Callable:
     if kind not in registry:
-        raise ConfigError(f"[{section}] kind = {kind!r} is unknown{_nearest(str(kind), registry)}.",
-                          f"Known: {', '.join(registry)}.")  # fmt: skip
-    return {"kind": kind, **_plain_values(_checked(section, table, registry[kind]))}
+        raise ConfigError(
+            f"[{what}] kind = {kind!r} is unknown{_nearest(str(kind), registry)}.",
+            f"Known: {', '.join(registry)}.",
+        )
+    return registry[kind]
 
 
 def _checked(section: str, table: Mapping[str, Any], constructor: Callable | None = None) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def precision_recall(
         plot.tip(mark, f"recall {point[0]:.3f}, precision {point[1]:.3f}")
     _unit_square(axes, "recall (sensitivity)", "precision (PPV)")
     axes.set_title("Precision and recall")
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
 
 
 @_drawn("reliability", "Reliability diagram: observed frequency over the probability given")

@@ -103,10 +103,10 @@ def load_split(run: Run, split: str) -> ImageSet:
 def absolute_source(data: str) -> str:
     """KIND:PATH with the path made absolute, so that the run can be used from any folder."""
     kind, colon, rest = data.partition(":")
-    return f"{kind}:{os.path.abspath(rest)}" if colon and Path(rest).exists() else data
+    return f"{kind}:{Path(rest).resolve()}" if colon and Path(rest).exists() else data
 
 
-def _load(source: Source, records: Sequence[Record], config: Config, path: Path):  # noqa: ANN202
+def _load(source: Source, records: Sequence[Record], config: Config, path: Path):
     workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE else 0
     with progress_bar("prepare", len(records)) as advance:
         return load(

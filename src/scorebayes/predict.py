@@ -12,7 +12,6 @@ import pandas as pd
 from scorebayes.data import read_image
 from scorebayes.errors import DataError
 from scorebayes.evaluate import predictions
-from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
 from scorebayes.table import LogLikTable
@@ -39,8 +38,7 @@ def predict_files(run: Run, files: Sequence[Path]) -> pd.DataFrame:
     frame = pd.DataFrame({"file": [str(path) for path in files]})
     if tables:
         table = LogLikTable.concatenate(tables)
-        posterior = bayes(table.rows(table.status == "ok"), run.log_prior, run.calibration)
-        found = predictions(run, table, posterior).drop(columns="image_id")
+        found = predictions(run, table, run.decision).drop(columns="image_id")
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))
     for row, reason in reasons.items():

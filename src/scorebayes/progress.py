@@ -28,4 +28,8 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
-        yield lambda now, note="": bar.update(task, completed=now, note=note)
+
+        def advance(now: int, note: str) -> None:
+            bar.update(task, completed=now, note=note)
+
+        yield advance

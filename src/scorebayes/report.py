@@ -25,6 +25,7 @@ from scorebayes.report_sections import (
     Panel,
     estimate,
     interval,
+    leak_words,
     model,
     p_value,
     seconds,
@@ -127,8 +128,8 @@ def _headline(run: Run) -> str:
             f"The model tells {len(run.classes)} classes of {images} apart with a mean AUC of {m['auc']:.3f}."
         )
     return (
-        f"Of two {images}, one {run.positive_name} and one {run.negative_name}, the model gives the "
-        f"{run.positive_name} one the higher probability {m['auc']:.0%} of the time."
+        f"Of two {images}, one “{run.positive_name}” and one “{run.negative_name}”, the model gives the first "
+        f"the higher probability of being {run.positive_name} {m['auc']:.0%} of the time."
     )
 
 
@@ -169,7 +170,9 @@ def _sure_words(run: Run) -> str:
     text += _calibration_words(m)
     if run.cases is not None and len(run.cases):
         undecided = int((~run.cases.decided).sum())
-        text += f"{share(undecided, len(run.cases))} answers are undecided within their computing error."
+        text += f"{share(undecided, len(run.cases))} answers are undecided within their computing error. "
+    if leak_words(run):
+        text += f"Caution: {leak_words(run)}"
     return text
 
 

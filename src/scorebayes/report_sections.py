@@ -101,10 +101,9 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
-        elif isinstance(value, list) and len(value) > 8:
-            yield name, f"{len(value)} entries: {', '.join(str(v) for v in value[:5])}, …"
         elif isinstance(value, list):
-            yield name, ", ".join(str(v) for v in value) or "none"
+            shown = "; ".join(", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in value[:8])
+            yield name, f"{len(value)} entries: {shown}; …" if len(value) > 8 else shown or "none"
         else:
             yield name, "yes" if value is True else "no" if value is False else str(value)
 
@@ -319,11 +318,24 @@ def _exclusions(run: Run) -> Section:
     return Section("exclusions", title, words, tables, numbers={"left_out": len(rows)})
 
 
+def leak_words(run: Run) -> str:
+    """What connects the partitions, in words; empty where nothing does."""
+    found = (
+        (len(run.audit.get("patients_in_two_splits", ())), "patient(s)"),
+        (len(run.audit.get("same_pixels_across_splits", ())), "group(s) of equal pictures"),
+    )
+    parts = [f"{number} {what}" for number, what in found if number]
+    return f"In more than one partition: {', '.join(parts)}." if parts else ""
+
+
 def _leakage(run: Run) -> Section:
     title = "Leakage and duplicate audit"
     if not run.audit:
         return Section("leakage", title, missing="no audit of the split", command=run.command("train"))
-    words = ["No patient and no picture may be in two partitions: a model could know the answer by heart."]
+    words = [
+        "No patient and no picture may be in two partitions: a model could know the answer by heart.",
+        leak_words(run) or "None is.",
+    ]
     table = Table("What was looked for and found", ("Check", "Result"), list(_flat(run.audit)))
     return Section("leakage", title, words, [table], numbers={"audit": run.audit})
 
@@ -461,8 +473,10 @@ def _comparison(run: Run) -> Section:
         return Section(
             "comparison", title, missing="no other model was trained on this split", command=command
         )
-    shown = ("auc", "auprc", "balanced_accuracy", "accuracy", "log_loss", "ece")
-    labels = {**dict(METRICS), "ece": "calibration error"}
+    labels = {
+        "auc": "AUC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
+        "log_loss": "log loss", "ece": "calibration error",
+    }  # fmt: skip
     models = {"ScoreBayes": m, **baselines}
     majority = [
         "always the most frequent class",
@@ -473,10 +487,8 @@ def _comparison(run: Run) -> Section:
         "–",
         "–",
     ]
-    rows = [[short(name), *(estimate(values, key) for key in shown)] for name, values in models.items()]
-    tables = [
-        Table("All models on the same images", ("Model", *(labels[k] for k in shown)), [*rows, majority])
-    ]
+    rows = [[short(name), *(estimate(values, key) for key in labels)] for name, values in models.items()]
+    tables = [Table("All models on the same images", ("Model", *labels.values()), [*rows, majority])]
     tested = {name: v for name, v in baselines.items() if v.get("auc_difference_p") is not None}
     adjusted = dict(zip(tested, metrics.holm([v["auc_difference_p"] for v in tested.values()]), strict=True))
     paired = [
@@ -701,7 +713,7 @@ def _abstention(run: Run) -> Section:
     point = None
     decided = cases.decided
     if decided.any():
-        wrong = cases.called(run.metrics.get("threshold")) != cases.labels
+        wrong = cases.prob.argmax(1) != cases.labels
         point = (float(decided.mean()), float(wrong[decided].mean()))
     panel = Panel(
         figures.coverage(curve, point),

@@ -64,6 +64,14 @@ class Facts:
         return np.log(np.array(self.train_counts) / sum(self.train_counts))
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What the validation split fixed: the calibration, and the threshold on the probability of the positive class."""
+
+    calibration: Calibration
+    threshold: float
+
+
 class Run:
     """A run directory with its configuration. Nothing heavy is read before it is asked for."""
 
@@ -116,24 +124,21 @@ class Run:
             )
         return np.log(np.array(prior.prob) / sum(prior.prob))
 
-    @cached_property
-    def calibration(self) -> Calibration:
-        """As fitted on the validation split. ConfigError where that was not done."""
-        return Calibration.from_dict(self._stored_calibration)
-
     @property
-    def threshold(self) -> float:
-        """On the probability of the positive class, frozen on the validation split."""
-        return float(self._stored_calibration["threshold"])
+    def calibration(self) -> Calibration:
+        """Noise-level weights, temperature and bias, as fitted on the validation split."""
+        return self.decision.calibration
 
     @cached_property
-    def _stored_calibration(self) -> dict[str, Any]:
+    def decision(self) -> Decision:
+        """Calibration and threshold. ConfigError where the run is not calibrated yet."""
         path = self.path / "calibration.json"
         if not path.exists():
             raise ConfigError(
-                f"{path}: the run is not calibrated yet.", "Finish it with 'scorebayes train --resume'."
+                f"{path}: the run is not calibrated.", "Finish it with 'scorebayes train --resume'."
             )
-        return json.loads(path.read_text())
+        stored = json.loads(path.read_text())
+        return Decision(Calibration.from_dict(stored), float(stored["threshold"]))
 
     # -- the model ------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from scorebayes.checkpoint import write_atomically
+from scorebayes.config import build_kind
 from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split
-from scorebayes.likelihood import Likelihood
+from scorebayes.likelihood import LIKELIHOODS, Likelihood
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
 from scorebayes.table import LogLikTable
@@ -19,16 +20,16 @@ from scorebayes.table import LogLikTable
 IMAGES_PER_PART = 256
 
 
-def score_split(run: Run, split: str, likelihood: Likelihood | None = None, name: str = "") -> Path:
-    """Write ``loglik-<split>.parquet`` and return its path.
+def score_split(run: Run, split: str, estimator: str = "") -> Path:
+    """Write the log-likelihood table of a split and return its path: ``loglik-<split>.parquet``.
 
     A part that is there already is kept, if it was made by the same weights and estimator; otherwise all is done anew.
-    ``likelihood`` and ``name``: another estimator than the configured one, and what to add to the file name for it.
+    ``estimator``: a kind other than the configured one, with its default options; its name then enters the file name.
     """
     images = load_split(run, split)
-    estimator = likelihood or run.likelihood
-    folder = run.path / f"loglik-{split}{name and '.' + name}.parquet"
-    _require_same_maker(folder, {"weights": run.checkpoints.best()["sha256"], "estimator": repr(estimator)})
+    likelihood = make_likelihood(run, estimator)
+    folder = table_path(run, split, estimator)
+    _require_same_maker(folder, {"weights": run.checkpoints.best()["sha256"], "estimator": repr(likelihood)})
     # The smallest parts are a batch of the estimator; a killed process loses at most one part.
     starts = range(0, len(images), IMAGES_PER_PART)
     with progress_bar(f"score {split}", len(images)) as advance:
@@ -40,7 +41,7 @@ def score_split(run: Run, split: str, likelihood: Likelihood | None = None, name
                 for row in range(len(some)):
                     one = some.subset([row])
                     tables.append(
-                        run.log_lik(run.standardise(one.images), one.keys, estimator).with_labels(one.labels)
+                        run.log_lik(run.standardise(one.images), one.keys, likelihood).with_labels(one.labels)
                     )
                     advance(start + row + 1, "")
                 LogLikTable.concatenate(tables).write_part(folder, part)
@@ -48,9 +49,25 @@ def score_split(run: Run, split: str, likelihood: Likelihood | None = None, name
     return folder
 
 
-def read_table(run: Run, split: str, name: str = "") -> LogLikTable:
-    """The table that ``score_split`` wrote. DataError if there is none."""
-    table = LogLikTable.read(run.path / f"loglik-{split}{name and '.' + name}.parquet")
+def make_likelihood(run: Run, estimator: str = "") -> Likelihood:
+    """The configured estimator, or a named kind with its default options. ConfigError for an unknown one."""
+    if not estimator:
+        return run.likelihood
+    return build_kind("likelihood", estimator, LIKELIHOODS, {})
+
+
+def suffix(estimator: str) -> str:
+    """What the files of an estimator other than the configured one have in their names."""
+    return f".{estimator}" if estimator else ""
+
+
+def table_path(run: Run, split: str, estimator: str = "") -> Path:
+    return run.path / f"loglik-{split}{suffix(estimator)}.parquet"
+
+
+def read_table(run: Run, split: str, estimator: str = "") -> LogLikTable:
+    """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is not finished."""
+    table = LogLikTable.read(table_path(run, split, estimator))
     expected = int((run.split["split"] == split).sum())
     if len(table) != expected:
         raise ConfigError(

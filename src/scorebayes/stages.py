@@ -11,7 +11,6 @@ import torch
 from scorebayes import evaluate, inputs
 from scorebayes import train as training
 from scorebayes.config import resolve
-from scorebayes.errors import ConfigError
 from scorebayes.report import write_report
 from scorebayes.run import Run, open_run, pick_device
 from scorebayes.scoring import score_split

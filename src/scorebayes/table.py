@@ -6,7 +6,6 @@ are redone from it in seconds, without the network. Stored as Parquet: a folder 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,6 +65,10 @@ class LogLikTable:
             self.nfe[index], self.status[index], self.seconds[index], self.kind,
         )  # fmt: skip
 
+    def usable(self) -> LogLikTable:
+        """The images whose status is "ok"."""
+        return self.rows(self.status == "ok")
+
     def with_labels(self, labels: NDArray[np.int64]) -> LogLikTable:
         """The same table with labels [N]."""
         return replace(self, labels=np.asarray(labels, dtype=np.int64))
@@ -113,7 +116,7 @@ class LogLikTable:
         pq.write_table(
             pa.Table.from_pandas(self.to_frame(), preserve_index=False), partial, compression="zstd"
         )
-        os.replace(partial, path)
+        partial.replace(path)
 
     @staticmethod
     def read(folder: Path) -> LogLikTable:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from scorebayes.augment import CODE_LENGTH, augment
-from scorebayes.posterior import bayes
+from scorebayes.augment import augment
 from scorebayes.calibrate import fit_calibration
 from scorebayes.checkpoint import KEPT_STATES
 from scorebayes.config import Config, TrainConfig
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, DataError, NumericalError
+from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run, log_lik_table
 from scorebayes.score import Denoiser, ScoreModel, training_loss
@@ -49,6 +49,10 @@ class _State:
     seconds: float = 0.0
     rate_factor: float = 1.0
     rollbacks: int = 0
+
+    @property
+    def averaged(self) -> Denoiser:
+        return cast(Denoiser, self.average.module)
 
 
 def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
@@ -82,7 +86,7 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
                 _log(log, step=state.step, loss=loss, lr=_rate(state, config), seconds=state.seconds,
                      images_per_second=state.step * config.batch / state.seconds)  # fmt: skip
             if state.step % every == 0 or _finished(state, config):
-                val_log_loss, val_auc = validate(run, state.average.module, val)
+                val_log_loss, val_auc = validate(run, state.averaged, val)
                 state.seconds = time.monotonic() - start
                 _log(log, step=state.step, val_log_loss=val_log_loss, val_auc=val_auc)
                 _save(run, state, val_log_loss)
@@ -227,7 +231,7 @@ def _new_state(run: Run) -> _State:
 def _save(run: Run, state: _State, val_log_loss: float) -> None:
     """The averaged weights (unless training was interrupted between validations) and all that resuming needs."""
     if math.isfinite(val_log_loss):
-        run.checkpoints.save("step", state.step, state.average.module.state_dict(), val_log_loss=val_log_loss)
+        run.checkpoints.save("step", state.step, state.averaged.state_dict(), val_log_loss=val_log_loss)
         run.checkpoints.keep(
             "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
         )

@@ -96,13 +96,12 @@ def test_truncation_and_prior_errors_are_small_and_of_known_order(noise):
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
 def test_probes_average_to_the_exact_trace(mode):
-    world = GaussianScore.image_like(VP(), (1, 8, 8))
+    world = GaussianScore.image_like(VP(), (1, 4, 4))
     x, y = images(world, 2)
-    exact = Flow(exact=True, mode=mode, solver="rk4").log_prob(world, x, y, x[None]).log_prob[0]
-    result = Flow(probes=24, mode=mode, solver="rk4").log_prob(world, x, y, signs(x, 24))
-    std_error = result.log_prob.std(0) / 24**0.5
-    assert ((result.log_prob.mean(0) - exact).abs() < 4 * std_error).all()
-    assert result.nfe.tolist() == [16 * 4 * 24] * 4
+    exact = Flow(solver="rk4", exact=True, mode=mode).log_prob(world, x, y, x[None]).log_prob[0]
+    result = Flow(solver="rk4", probes=16, mode=mode).log_prob(world, x, y, signs(x, 16))
+    assert ((result.log_prob.mean(0) - exact).abs() < 4 * result.log_prob.std(0) / 4).all()
+    assert result.nfe.tolist() == [16 * 4 * 16] * 4
 
 
 def test_change_of_variables_moves_the_density_and_leaves_the_posterior():
@@ -115,7 +114,7 @@ def test_change_of_variables_moves_the_density_and_leaves_the_posterior():
     shift = torch.zeros(1, 4, 4, dtype=torch.float64) + b
     moved = GaussianScore(VE(0.002 * a, 150.0 * a), a * mean + shift, a**2 * variance)
     x, y = images(world, 3)
-    flow = Flow(solver="adaptive", rtol=1e-9, atol=1e-9, exact=True, mode="reverse")
+    flow = Flow(solver="adaptive", rtol=1e-8, atol=1e-8, exact=True, mode="reverse")
     log_prob, log_prob_moved = [], []
     for label in range(2):
         labels = torch.full_like(y, label)
@@ -229,11 +228,11 @@ def test_a_failed_path_is_not_a_number():
 
 
 def test_a_lower_highest_log_snr_gives_the_density_of_the_noised_image():
-    world = GaussianScore.image_like(VP(), (1, 8, 8))
+    world = GaussianScore.image_like(VP(), (1, 4, 4))
     x, y = images(world, 2)
     t = world.noise.time(torch.full((len(x),), 4.0, dtype=torch.float64))
     alpha, _ = world.noise.scales(t)
-    truth = world.log_prob(alpha[:, None, None, None] * x, t, y) + 64 * alpha.log()
+    truth = world.log_prob(alpha[:, None, None, None] * x, t, y) + 16 * alpha.log()
     flow = Flow(steps=32, exact=True, mode="forward", log_snr_max=4.0)
     result = flow.log_prob(world, x, y, x[None], exact_terminal(world))
     torch.testing.assert_close(result.log_prob[0], truth, rtol=0, atol=1e-4)

@@ -58,7 +58,7 @@ def test_image_like_spectrum_falls_with_frequency_and_gives_unit_variance():
 
 
 def test_noised_samples_have_the_stated_density(world):
-    """Under their own density, samples have a mean density ratio of 1 to any other, and a log ratio below 0."""
+    """Over samples, any other density has a mean ratio of 1 to their own, and a log ratio below 0."""
     generator = torch.Generator().manual_seed(1)
     n = 4000
     x = world.sample(n, 0, generator)

@@ -15,7 +15,7 @@ from fixtures.fake_run import write_fake_run
 
 from scorebayes import figures
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.report import write_report
+from scorebayes.report import _sure_words, write_report
 from scorebayes.report_files import Run
 from scorebayes.report_sections import SECTIONS, estimate, seconds
 
@@ -98,7 +98,7 @@ def test_the_first_screen_says_what_how_sure_and_compared_with_whom(complete):
     m = json.loads((folder / "metrics-test.json").read_text())
     before = page.text[: page.text.index("Contents")]
     assert (
-        f"one malignant and one benign, the model gives the malignant one the higher probability "
+        "one “malignant” and one “benign”, the model gives the first the higher probability of being malignant "
         f"{m['auc']:.0%} of the time." in before
     )
     assert f"{m['auc_ci95'][0]:.3f} and {m['auc_ci95'][1]:.3f}" in before
@@ -141,7 +141,7 @@ def test_report_json_holds_the_metrics_and_the_curves(complete):
 def test_the_words_of_the_tables_are_those_of_the_files(complete):
     _, page = complete
     for words in (
-        "P901_L quarantined zero bytes", "P900_L abstained blank image", "duplicate_images.across_splits 0",
+        "P901_L quarantined zero bytes", "P900_L abstained blank image", "same_pixels_within_split Q000_0, Q001_0",
         "torch 2.13.0", "likelihood.levels 12", "Split by patient 840", "view: MLO",
         "fewer than 10 of a class", "by patient", "Not done: metrics by breast", "52 ms", "18 min",
     ):  # fmt: skip
@@ -204,6 +204,14 @@ def test_parts_that_are_missing_are_named_within_their_section(copy):
         "Scored (test)",
         "Evaluated",
     ]
+
+
+def test_a_leak_is_named_on_the_first_screen(copy):
+    audit = {"patients_in_two_splits": ["P1"], "same_pixels_across_splits": [["a", "b"], ["c", "d"]]}
+    (copy / "audit.json").write_text(json.dumps(audit))
+    words = "In more than one partition: 1 patient(s), 2 group(s) of equal pictures."
+    assert words in BUILD["leakage"](Run(copy)).words
+    assert f"Caution: {words}" in _sure_words(Run(copy))
 
 
 def test_validation_is_reported_where_no_test_images_were_scored(copy):

@@ -135,7 +135,9 @@ class InBreast:
         for number, path in files.items():
             self.rejected.add(number, path, "no row of the table names this file.")
         if self.task == "crop":
-            return [lesion for record in records for lesion in self._lesions(record)]
+            annotations = {path.stem: path for path in sorted(self.root.glob("**/AllXML/*.xml"))}
+            annotated = [record for record in records if record.image_id in annotations]
+            return [lesion for r in annotated for lesion in self._lesions(r, annotations[r.image_id])]
         return pool_breasts(records) if self.task == "breast" else records
 
     def read(self, record: Record) -> NDArray[np.float32]:
@@ -200,11 +202,8 @@ class InBreast:
     def _label(self, birads: str) -> int | None:
         return next((k for k, found in enumerate(self.categories) if birads[0] in found), None)
 
-    def _lesions(self, record: Record) -> list[Record]:
-        """One record per contour of a lesion; images without an XML file have none."""
-        path = next(iter(sorted(self.root.glob(f"**/AllXML/{record.image_id}.xml"))), None)
-        if path is None:
-            return []
+    def _lesions(self, record: Record, path: Path) -> list[Record]:
+        """One record per contour of a lesion; images without an annotation have none."""
         try:
             regions = read_regions(path)
         except DataError as error:

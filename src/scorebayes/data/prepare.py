@@ -127,7 +127,7 @@ def _remove_pectoral(view: View) -> View:
     top, left = int(rows[0]), int(columns[0])
     height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
     y, x = np.mgrid[: small.shape[0], : small.shape[1]]
-    best = (0.0, np.zeros_like(mask))
+    contrast, line = 0.0, (1.0, 1.0)
     for across in np.linspace(0.2, 0.8, 13) * width:
         for down in np.linspace(0.2, 0.8, 13) * height:
             distance = (1 - (x - left) / across - (y - top) / down) / np.hypot(1 / across, 1 / down)
@@ -135,15 +135,16 @@ def _remove_pectoral(view: View) -> View:
             outside = mask & (distance <= 0) & (distance > -3)
             if inside.sum() < 8 or outside.sum() < 8:
                 continue
-            contrast = float(small[inside].mean() - small[outside].mean())
-            if contrast > best[0]:
-                best = (contrast, distance > -1.5)  # with the blurred edge itself
-    contrast, muscle = best
+            step = float(small[inside].mean() - small[outside].mean())
+            if step > contrast:
+                contrast, line = step, (across, down)
     if contrast < 0.1 * float(small[mask].max()):
-        return view  # no edge: the muscle is out of the field, as in about one MLO view of twenty
-    if chest_is_right:
-        muscle = muscle[:, ::-1]
-    return replace(view, pixels=view.pixels * ~_enlarge(muscle, stride, view.pixels.shape))
+        return view  # no edge: the muscle is out of the field
+    across, down = line
+    blur = 1.5 * np.hypot(1 / across, 1 / down)  # the edge itself, as wide as the filter made it
+    y, x = (np.arange(side) / stride for side in view.pixels.shape)
+    breast = (x - left)[None, :] / across + (y - top)[:, None] / down > 1 + blur
+    return replace(view, pixels=view.pixels * (breast[:, ::-1] if chest_is_right else breast))
 
 
 def _robust_window(view: View) -> View:

@@ -7,7 +7,22 @@ from __future__ import annotations
 
 from scorebayes.likelihood.base import Kind, Likelihood, LogProb
 from scorebayes.likelihood.denoising import Denoising, DenoisingBound
+from scorebayes.likelihood.flow import Flow, PaperFlow
 
-LIKELIHOODS: dict[str, type] = {"denoising": Denoising, "bound": DenoisingBound}
+LIKELIHOODS: dict[str, type] = {
+    "denoising": Denoising,
+    "bound": DenoisingBound,
+    "flow": Flow,
+    "paper": PaperFlow,
+}
 
-__all__ = ["LIKELIHOODS", "Denoising", "DenoisingBound", "Kind", "Likelihood", "LogProb"]
+__all__ = [
+    "LIKELIHOODS",
+    "Denoising",
+    "DenoisingBound",
+    "Flow",
+    "Kind",
+    "Likelihood",
+    "LogProb",
+    "PaperFlow",
+]

@@ -50,7 +50,7 @@ def velocity(score: Score, rho: Tensor, u: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FlowResult:
-    """log_prob [K, B] float64 in nats, one per probe; evaluations [B] of the score with a derivative; status [B]."""
+    """log_prob [K, B] float64 in nats, one per probe; nfe [B] with a derivative each; status [B]."""
 
     log_prob: Tensor
     nfe: Tensor

@@ -120,6 +120,7 @@ class UNet(nn.Module):
         self.n_augment = n_augment
         self.patch = patch
         self.label_in = label_in
+        self.frequencies: Tensor
         self.register_buffer(
             "frequencies", torch.exp(torch.linspace(0, math.log(100.0), channels[0])), persistent=False
         )
