@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # The paper's network and schedule (384 pixels, 32-64-128-256-512, CLAHE), with its faults mended: group norm, the
     # label passed, EMA, dequantisation. Its step rate decay is replaced by the cosine.
     "paper": {
-        "prepare": {"size": 384},
+        "prepare": {"size": 384, "steps": ["paper"]},
         "net": {"channels": [32, 64, 128, 256, 512], "blocks": 2, "attention": 1, "patch": 1},
         "train": {
             "steps": 100_000,

@@ -13,7 +13,7 @@ class ScoreBayesError(Exception):
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(f"{problem} {remedy}".strip())
+        super().__init__(" ".join(f"{problem} {remedy}".split()))  # file names may hold line feeds
         self.problem = problem
         self.remedy = remedy
 

@@ -13,15 +13,17 @@ import pandas as pd
 from scorebayes.baselines import fit_logistic
 from scorebayes.calibrate import Calibration, fit_calibration
 from scorebayes.checkpoint import write_atomically
+from scorebayes.data.load import ImageSet
 from scorebayes.errors import DataError
 from scorebayes.inputs import load_split
-from scorebayes.metrics import choose_threshold, classification_metrics
+from scorebayes.metrics import choose_threshold, classification_metrics, compare
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Decision, Run
 from scorebayes.scoring import read_table, suffix
 from scorebayes.table import LogLikTable
 
 THRESHOLD_RULE = "youden"
+THUMBNAILS = 6  # of the best, of the median and of the worst cases
 
 
 def calibrate(run: Run, estimator: str = "") -> Decision:
@@ -62,6 +64,8 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
 
     good = table.usable()
     posterior = bayes(good, run.log_prior, decision.calibration)
+    images = load_split(run, split)
+    _write_thumbnails(run, images, good, posterior)
     groups = patients[table.status == "ok"]
     known: dict[str, Any] = {
         "positive": info.positive,
@@ -81,7 +85,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "at_threshold": classification_metrics(
             good.labels, posterior.prob, threshold=decision.threshold, **known
         ),
-        "baselines": {"logistic regression on pixels": _baseline(run, split)},
+        "baselines": {"logistic regression on pixels": _baseline(run, images, good, posterior, known)},
     }
     if known["groups"] is not None and len(set(known["groups"])) < len(good):
         metrics["patient_level"] = _patient_level(good, posterior, known["groups"], info.positive)
@@ -117,12 +121,36 @@ def _one_temperature(table: LogLikTable, calibration: Calibration) -> Calibratio
     return Calibration(flat, np.zeros_like(calibration.bias), calibration.level_log_snr, calibration.kind)
 
 
-def _baseline(run: Run, split: str) -> dict[str, Any]:
-    images = load_split(run, split)
-    prob = fit_logistic(load_split(run, "train"), load_split(run, "val"))(images)
-    return classification_metrics(
-        images.labels, prob, positive=run.facts.info.positive, groups=list(images.patients)
+def _baseline(
+    run: Run, images: ImageSet, good: LogLikTable, posterior: Posterior, known: dict[str, Any]
+) -> dict:
+    """Metrics of logistic regression on the same images, and its paired comparison with the posterior."""
+    fit = fit_logistic(load_split(run, "train"), load_split(run, "val"))
+    row_of = {key: row for row, key in enumerate(images.keys)}
+    prob = fit(images.subset([row_of[key] for key in good.keys]))
+    return {
+        **classification_metrics(good.labels, prob, **known),
+        **compare(good.labels, posterior.prob, prob, **known),
+    }
+
+
+def _write_thumbnails(run: Run, images: ImageSet, good: LogLikTable, posterior: Posterior) -> None:
+    """The best, median and worst cases by the probability of their own class, for the report."""
+    order = np.argsort(-posterior.prob[np.arange(len(good)), good.labels], kind="stable")
+    middle = len(order) // 2
+    shown = np.unique(np.concatenate([np.arange(len(order))[part] for part in _parts(middle)]))
+    row_of = {key: row for row, key in enumerate(images.keys)}
+    keys = [good.keys[i] for i in order[shown]]
+    pictures = np.stack([images.images[row_of[key]] for key in keys]) * (255.0 / (2**images.bits - 1))
+    grey = pictures[:, 0] if pictures.shape[1] == 1 else pictures.transpose(0, 2, 3, 1)
+    np.savez_compressed(
+        run.path / "thumbnails.npz", image_id=np.array(keys, dtype=str), images=grey.astype(np.uint8)
     )
+
+
+def _parts(middle: int) -> tuple[slice, slice, slice]:
+    half = THUMBNAILS // 2
+    return slice(0, THUMBNAILS), slice(max(0, middle - half), middle + half), slice(-THUMBNAILS, None)
 
 
 def _patient_level(table: LogLikTable, posterior: Posterior, patients: list, positive: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from scorebayes.progress import progress_bar
 from scorebayes.run import Facts, Run, create_run
 
 LARGEST_DEFAULT_SIZE = 64
-WORKERS_ABOVE = 2000  # images; below, starting processes costs more than it brings
+WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brings
 
 
 def suggest(source: Source, records: Sequence[Record]) -> dict[str, Any]:
@@ -128,17 +128,19 @@ def _statistics(images: ImageSet) -> tuple[float, float]:
 
 
 def _write_split(run: Run, records: Sequence[Record], splits: Mapping[str, str]) -> None:
-    frame = pd.DataFrame(
+    rows = [
         {
-            "image_id": [r.image_id for r in records],
-            "patient_id": [r.patient_id for r in records],
-            "label": [-1 if r.label is None else r.label for r in records],
-            "split": [splits[r.image_id] for r in records],
-            "view": [r.view for r in records],
-            "laterality": [r.laterality for r in records],
+            "image_id": r.image_id,
+            "patient_id": r.patient_id,
+            "label": -1 if r.label is None else r.label,
+            "split": splits[r.image_id],
+            "view": r.view,
+            "laterality": r.laterality,
+            **r.extra,
         }
-    )
-    frame.to_parquet(run.path / "split.parquet", index=False)
+        for r in records
+    ]
+    pd.DataFrame(rows).to_parquet(run.path / "split.parquet", index=False)
 
 
 def _options(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

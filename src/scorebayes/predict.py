@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scorebayes.data import read_image
+from scorebayes.data import read_image, read_tags
 from scorebayes.errors import DataError
 from scorebayes.evaluate import predictions
 from scorebayes.progress import progress_bar
@@ -28,7 +28,8 @@ def predict_files(run: Run, files: Sequence[Path]) -> pd.DataFrame:
     with progress_bar("predict", len(files)) as advance:
         for row, path in enumerate(files):
             try:
-                x = run.prepare(read_image(path))
+                image = read_image(path, run.facts.info.modalities)
+                x = run.prepare(image, *read_tags(path))
             except DataError as error:
                 reasons[row] = str(error)
             else:

@@ -238,7 +238,8 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
     config = resolve(read_toml(path / "config.toml"))
     stored = json.loads((path / "source.json").read_text())
     mean, std, counts = stored.pop("mean"), stored.pop("std"), stored.pop("train_counts")
-    info = SourceInfo(**{**stored, "classes": tuple(stored["classes"])})
+    lists = {key: tuple(stored[key]) for key in ("classes", "modalities") if key in stored}
+    info = SourceInfo(**{**stored, **lists})
     return Run(path, config, Facts(info, mean, std, tuple(counts)), pick_device(device))
 
 

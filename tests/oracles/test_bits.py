@@ -96,7 +96,7 @@ def test_flow_gives_the_bits_of_the_world():
     k = torch.floor((x * SCALE + MEAN) * 256)
     u = Draws(0, [str(i) for i in range(20)]).uniform("dequantise", (1, 1, 2))
     z = ((k + u) / 256 - MEAN) / SCALE
-    table = Flow(steps=64, exact=True, mode="reverse")(oracle, z, Draws(0, [""] * 20))
+    table = Flow(steps=32, exact=True, mode="reverse", images_per_call=20)(oracle, z, Draws(0, [""] * 20))
     here = bits_per_dim(table.draws[0, :, 0], 2, SCALE, 8)
     truth = bits_per_dim(oracle.clean_log_prob(z)[:, 0].numpy(), 2, SCALE, 8)
     # What is left is the prior in place of p_T.

@@ -15,7 +15,7 @@ from fixtures.fake_run import write_fake_run
 
 from scorebayes import figures
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.report import _sure_words, write_report
+from scorebayes.report import _headline, _sure_words, write_report
 from scorebayes.report_files import Run
 from scorebayes.report_sections import SECTIONS, estimate, seconds
 
@@ -224,10 +224,15 @@ def test_validation_is_reported_where_no_test_images_were_scored(copy):
 
 def test_three_classes_are_reported_too(tmp_path):
     folder = write_fake_run(tmp_path / "three", n_patients=60, classes=("normal", "benign", "malignant"))
-    page = Page(write_report(folder))
-    assert "tells 3 classes of held-out test images apart with a mean AUC" in page.text
-    assert "called normal" in page.text and "called malignant" in page.text
-    assert [name for name in FIGURES if name not in page.ids] == []
+    run = Run(folder)
+    assert "tells 3 classes of held-out test images apart with a mean AUC" in _headline(run)
+    assert BUILD["threshold"](run).tables[0].header[1:4] == (
+        "called normal",
+        "called benign",
+        "called malignant",
+    )
+    assert len(BUILD["posteriors"](run).panels) == 3 and len(BUILD["levels"](run).numbers["auc"]) == 12
+    assert len(BUILD["subgroups"](run).panels) == 1
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> $x^{$ {{ 7*7 }} | `a` \u202e"
@@ -326,9 +331,9 @@ def test_an_evaluation_of_one_class_is_reported_without_an_auc(copy):
     (copy / "metrics-test.json").write_text(json.dumps(metrics))
     table = pd.read_csv(copy / "predictions-test.csv", dtype=str, keep_default_na=False)
     table[table["label"] == "benign"].to_csv(copy / "predictions-test.csv", index=False)
-    page = Page(write_report(copy))
-    assert "No AUC can be given for these 120 images: only one class is present." in page.text
-    assert "roc" not in page.ids and "posteriors" in page.ids
+    run = Run(copy)
+    assert _headline(run) == "No AUC can be given for these 120 images: only one class is present."
+    assert BUILD["discrimination"](run).panels == [] and len(BUILD["posteriors"](run).panels) == 3
 
 
 # Small things.

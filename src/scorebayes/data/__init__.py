@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,20 @@ def _nearest(name: str, known: Any) -> str:
     return f"Did you mean {match[0]!r}?" if match else ""
 
 
-def read_image(path: str | Path) -> NDArray:
+def read_image(path: str | Path, modalities: Sequence[str] = ()) -> NDArray:
     """Pixels of a PNG, JPEG, TIFF, NPY or DICOM file: [H, W] or [H, W, 3] float32 in [0, 1], air dark.
+
+    ``modalities``: those that a DICOM file may be of, for example ("MG",); empty for any.
 
     Raises DataError naming the file and the cause where it cannot be read.
     """
     from scorebayes.data.images import read_image as read
 
-    return read(Path(path))
+    return read(Path(path), modalities=modalities)
+
+
+def read_tags(path: str | Path) -> tuple[str, str]:
+    """Laterality ("L", "R" or "") and view ("CC", "MLO" or "") of a DICOM file; ("", "") for other files."""
+    from scorebayes.data import images
+
+    return images.read_tags(Path(path))

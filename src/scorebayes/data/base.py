@@ -46,7 +46,8 @@ class SourceInfo:
     """What a user must know of a data set before trusting a figure from it.
 
     ``positive`` is the index of the class that "sensitivity" speaks of. ``bits`` is the true bit depth of the grey
-    values, ``channels`` 1 (grey) or 3 (RGB). ``synthetic`` data are named so wherever they are shown.
+    values, ``channels`` 1 (grey) or 3 (RGB). ``synthetic`` data are named so wherever they are shown. ``modalities``:
+    DICOM modalities that a classifier trained on it accepts; empty for any.
     """
 
     name: str
@@ -59,6 +60,7 @@ class SourceInfo:
     citation: str = ""
     access: str = ""
     synthetic: bool = False
+    modalities: tuple[str, ...] = ()
 
 
 class Source(Protocol):

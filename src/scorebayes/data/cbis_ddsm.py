@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, SourceInfo
+from scorebayes.data.dicom import MAMMOGRAPHY
 from scorebayes.data.mammograms import (
     CLASSES,
     TASKS,
@@ -42,6 +43,7 @@ INFO = SourceInfo(
     licence="CC BY 3.0",
     citation="Lee et al. 2017, Scientific Data 4, 170177, https://doi.org/10.1038/sdata.2017.177",
     access="The Cancer Imaging Archive, open: https://doi.org/10.7937/K9/TCIA.2016.7O02S9CY",
+    modalities=MAMMOGRAPHY,
 )
 COLUMNS = (
     "patient_id",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from scorebayes.data.dicom import dicom_bits, read_dicom
+from scorebayes.data.dicom import dicom_bits, dicom_tags, read_dicom
 from scorebayes.data.files import require_file
 from scorebayes.errors import DataError
 
@@ -32,23 +32,30 @@ _UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, IndexError
 _AGAIN = "Copy or download it again, or leave it out."
 
 
-def read_image(path: Path, bits: int | None = None) -> NDArray:
+def read_image(path: Path, bits: int | None = None, modalities: Sequence[str] = ()) -> NDArray:
     """[H, W] or [H, W, 3] float32 in [0, 1]; an alpha channel is dropped. DataError names the file and the
     cause.
 
     ``bits`` is the true depth of images stored in 16 bits (a 12-bit image in a 16-bit file); without it they
     are taken to use all 16. Floating-point arrays must lie in [0, 1] already. Colour is read at 8 bits.
+    ``modalities``: those a DICOM file may be of; empty for any.
     """
     require_file(path)
     kind = _kind(path)
     if kind == "dicom":
-        return read_dicom(path)
+        return read_dicom(path, modalities=modalities)
     pixels = _read_npy(path) if kind == "npy" else _read_picture(path)
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2, 4):
         pixels = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
     if pixels.size == 0 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise DataError(f"{path} has shape {pixels.shape}.", "Expected one image, (H, W) or (H, W, 3).")
     return _to_unit(pixels, path, bits)
+
+
+def read_tags(path: Path) -> tuple[str, str]:
+    """Laterality and view by the header of a DICOM file; ("", "") for other files."""
+    require_file(path)
+    return dicom_tags(path) if _kind(path) == "dicom" else ("", "")
 
 
 def image_bits(path: Path) -> int:

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, SourceInfo
+from scorebayes.data.dicom import MAMMOGRAPHY
 from scorebayes.data.files import require_file
 from scorebayes.data.mammograms import (
     CLASSES,
@@ -43,6 +44,7 @@ INFO = SourceInfo(
     licence="none stated; distributed on request",
     citation="Moreira et al. 2012, Academic Radiology 19(2), https://doi.org/10.1016/j.acra.2011.09.014",
     access="on request from the Breast Research Group, INESC Porto",
+    modalities=MAMMOGRAPHY,
 )
 COLUMNS = ("Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads")
 FILE_NAME = re.compile(r"(\d{8})_([0-9a-f]{16})_MG_([LR])_(CC|ML)_ANON\.dcm", re.IGNORECASE)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, SourceInfo
+from scorebayes.data.dicom import MAMMOGRAPHY
 from scorebayes.data.mammograms import (
     CLASSES,
     TASKS,
@@ -41,6 +42,7 @@ INFO = SourceInfo(
     licence="PhysioNet Restricted Health Data License 1.5.0",
     citation="Nguyen et al. 2023, Scientific Data 10, 277, https://doi.org/10.1038/s41597-023-02100-7",
     access="PhysioNet, after signing: https://physionet.org/content/vindr-mammo/1.0.0/",
+    modalities=MAMMOGRAPHY,
 )
 BREASTS = "breast-level_annotations.csv"
 FINDINGS = "finding_annotations.csv"

@@ -9,7 +9,8 @@ Two estimators share the evaluations and must never be confused:
   the posterior through weights fitted on validation data (Clark & Jaini 2023, arXiv 2303.15233; Li et al. 2023,
   arXiv 2303.16203 use fixed ones).
 
-Noise and noise level of a draw are the same for all classes, so that what differs is the class alone.
+Noise and noise level of a draw are the same for all classes, so that what differs is the class alone. Draws come in
+passes, each of one draw per noise level, and are numbered pass by pass: few passes are the beginning of many.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scorebayes.draws import Draws
+from scorebayes.errors import ConfigError
 from scorebayes.likelihood.base import Kind, LogProb
 from scorebayes.score import Score
 
@@ -37,10 +40,12 @@ class Denoising:
     levels: strata of the log-SNR, of equal probability under N(mean, std^2).
     repeats: draws in each stratum; two or more give a standard error.
     mean, std: of the log-SNR density.
-    flips: mirror the image in every second draw of a level (for networks trained with flips).
+    flips: mirror the image in every second evaluation of a level (for networks trained with flips).
+    antithetic: a draw is the mean over two evaluations, the second with the noise negated and the noise level reflected
+        within its stratum: what is linear in either cancels.
     images_per_call: images that share a network call. 1 makes the result of an image bitwise independent of the others;
         more is faster on a GPU and equal up to rounding.
-    rows_per_call: largest number of (image, draw, class) rows in one network call: bounds the memory.
+    rows_per_call: largest number of (image, evaluation, class) rows in one network call: bounds the memory.
     """
 
     levels: int = 8
@@ -48,94 +53,147 @@ class Denoising:
     mean: float = 0.0
     std: float = 2.5
     flips: bool = True
+    antithetic: bool = False
     images_per_call: int = 1
     rows_per_call: int = 256
 
     kind: ClassVar[Kind] = "class-score"
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "levels", "repeats", "std", "images_per_call", "rows_per_call")
+
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
-        level = np.repeat(np.arange(self.levels), self.repeats)
-        u = draws.uniform("level", (len(level),))
-        quantile = (torch.from_numpy(level) + u) / self.levels
-        log_snr = self.mean + self.std * torch.special.ndtri(quantile)
-        flip = np.tile(np.arange(self.repeats) % 2 == 1, self.levels) & self.flips
-        errors, log_snr = _squared_errors(
-            score, x, log_snr, draws, flip, self.images_per_call, self.rows_per_call
-        )
-        return _log_prob(-errors, log_snr, level, self.kind)
+        """x [N, C, H, W] standardised -> levels x repeats draws of minus the squared error."""
+        values, log_snr = self.passes(score, x, draws, range(self.repeats))
+        level = np.tile(np.arange(self.levels), self.repeats)
+        return _log_prob(values, log_snr, level, self.kind, evaluations=2 if self.antithetic else 1)
+
+    def passes(
+        self, score: Score, x: Tensor, draws: Draws, numbers: range, classes: Tensor | None = None
+    ) -> tuple[NDArray[np.float64], Tensor]:
+        """Some passes over the noise levels, under all classes or those given.
+
+        x [N, C, H, W], numbers of the passes, classes [Y] -> minus squared errors [P * levels, N, Y], log-SNR
+        [N, P * levels].
+        """
+        first, stop = numbers.start * self.levels, numbers.stop * self.levels
+        place = draws.uniform("level", (stop,))[:, first:]
+        stratum = torch.arange(self.levels).repeat(len(numbers))
+        mirrored = np.repeat(np.arange(numbers.start, numbers.stop) % 2 == 1, self.levels) & self.flips
+        noise = _Noise(draws, range(first, stop), self.images_per_call, self.rows_per_call, classes)
+        low, high = score.noise.log_snr_range
+
+        def log_snr_at(place: Tensor) -> Tensor:
+            quantile = (stratum + place) / self.levels
+            return (self.mean + self.std * torch.special.ndtri(quantile)).clamp(low, high)
+
+        log_snr = log_snr_at(place)
+        errors = noise.squared_errors(score, x, log_snr, mirrored)
+        if not self.antithetic:
+            return -errors, log_snr
+        reflected = log_snr_at(1 - place)
+        others = noise.squared_errors(score, x, reflected, ~mirrored & self.flips, negated=True)
+        return -0.5 * (errors + others), 0.5 * (log_snr + reflected)
 
 
 @dataclass(frozen=True)
 class DenoisingBound:
-    """The bound on log p(x|y) in nats, with uniformly stratified log-SNR over the range of the forward process.
+    """The bound on log p(x|y) in nats, stratified over the log-SNR range of the forward process.
 
     Parameters
     ----------
-    levels: strata of the log-SNR.
+    levels: strata of the log-SNR, of equal probability.
     repeats: draws in each stratum.
+    centre, scale: of the logistic density from which the log-SNR is drawn, cut to the range of the process; the
+        integrand is divided by it (importance sampling, as the source does). Without a centre: uniform.
     images_per_call, rows_per_call: as in ``Denoising``.
     """
 
     levels: int = 32
     repeats: int = 1
+    centre: float | None = None
+    scale: float = 2.0
     images_per_call: int = 1
     rows_per_call: int = 256
 
     kind: ClassVar[Kind] = "lower-bound"
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "levels", "repeats", "scale", "images_per_call", "rows_per_call")
+
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
-        level = np.repeat(np.arange(self.levels), self.repeats)
-        low, high = score.noise.log_snr_range
-        log_snr = (
-            low
-            + (high - low) * (torch.from_numpy(level) + draws.uniform("level", (len(level),))) / self.levels
-        )
-        flip = np.zeros(len(level), dtype=bool)
-        errors, log_snr = _squared_errors(
-            score, x, log_snr, draws, flip, self.images_per_call, self.rows_per_call
-        )
+        """x [N, C, H, W] standardised -> levels x repeats draws, in nats of the same coordinates."""
+        level = np.tile(np.arange(self.levels), self.repeats)
+        quantile = (torch.from_numpy(level) + draws.uniform("level", (len(level),))) / self.levels
+        log_snr, density = self._log_snr(quantile, *score.noise.log_snr_range)
+        noise = _Noise(draws, range(len(level)), self.images_per_call, self.rows_per_call)
+        errors = noise.squared_errors(score, x, log_snr, np.zeros(len(level), dtype=bool))
         dims = x[0].numel()
-        white = dims / (1 + np.exp(-log_snr.T.numpy()))[..., None]
-        nats = -0.5 * dims * math.log(2 * math.pi * math.e) - 0.5 * (high - low) * (errors - white)
+        white = dims * torch.sigmoid(log_snr).T.numpy()[..., None]
+        integral = (errors - white) / density.T.numpy()[..., None]
+        nats = -0.5 * dims * math.log(2 * math.pi * math.e) - 0.5 * integral
         return _log_prob(nats, log_snr, level, self.kind)
 
+    def _log_snr(self, quantile: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Log-SNR at a quantile of its density, and the density there."""
+        if self.centre is None:
+            return low + (high - low) * quantile, torch.full_like(quantile, 1 / (high - low))
+        ends = torch.tensor([low, high], dtype=torch.float64)
+        below, upto = torch.sigmoid((ends - self.centre) / self.scale)
+        share = below + (upto - below) * quantile
+        return self.centre + self.scale * torch.logit(share), share * (1 - share) / (
+            self.scale * (upto - below)
+        )
 
-def _squared_errors(
-    score: Score,
-    x: Tensor,
-    log_snr: Tensor,
-    draws: Draws,
-    flip: np.ndarray,
-    images_per_call: int,
-    rows_per_call: int,
-) -> tuple[np.ndarray, Tensor]:
-    """||eps - eps_hat(x_t, t, y)||^2, summed over pixels: x [N, ...], log_snr [N, K], flip [K] -> [K, N, Y], log_snr.
 
-    The log-SNR returned is the one used: clamped to the range of the forward process.
+@dataclass(frozen=True)
+class _Noise:
+    """The noise of K numbered draws and how it is carried through the network.
+
+    numbers: of the draws; named by its number, a draw is the same however many there are. classes: [Y], None for all.
     """
-    low, high = score.noise.log_snr_range
-    log_snr = log_snr.clamp(low, high)
-    n, k = log_snr.shape
-    errors = np.empty((k, n, score.n_classes))
-    draws_per_call = max(1, rows_per_call // (score.n_classes * images_per_call))
-    for images in _chunks(n, images_per_call):
-        x_0 = x[images].cpu().double()
-        # Named by its number, a draw is the same however many follow it.
-        eps = torch.stack([draws[images].normal(f"eps/{i}", x.shape[1:]) for i in range(k)], dim=1)
-        for block in _chunks(k, draws_per_call):
-            mirrored = torch.from_numpy(flip[block])[None, :, None, None, None]
-            clean = torch.where(mirrored, x_0[:, None].flip(-1), x_0[:, None])
-            rows = torch.Size([len(x_0), clean.shape[1]])
-            noise = eps[:, block].double()
-            t = score.noise.time(log_snr[images, block])
-            alpha_t, sigma_t = (scale[..., None, None, None] for scale in score.noise.scales(t))
-            x_t = alpha_t * clean + sigma_t * noise
-            s = score.all_classes(x_t.flatten(0, 1), t.flatten()).unflatten(0, rows)
-            residual = (
-                noise[:, :, None] + sigma_t[:, :, None] * s
-            )  # eps - eps_hat, as eps_hat = -sigma_t score
-            errors[block, images] = residual.square().flatten(3).sum(3).transpose(0, 1).numpy()
-    return errors, log_snr
+
+    draws: Draws
+    numbers: range
+    images_per_call: int
+    rows_per_call: int
+    classes: Tensor | None = None
+
+    def squared_errors(
+        self, score: Score, x: Tensor, log_snr: Tensor, mirrored: NDArray[np.bool_], negated: bool = False
+    ) -> NDArray[np.float64]:
+        """||eps - eps_hat(x_t, t, y)||^2 summed over pixels: x [N, ...], log_snr [N, K], mirrored [K] -> [K, N, Y]."""
+        n, k = log_snr.shape
+        n_classes = score.n_classes if self.classes is None else len(self.classes)
+        errors = np.empty((k, n, n_classes))
+        draws_per_call = max(1, self.rows_per_call // (n_classes * self.images_per_call))
+        sign = -1.0 if negated else 1.0
+        for images in _chunks(n, self.images_per_call):
+            x_0 = x[images].cpu().double()[:, None]
+            own = self.draws[images]
+            for block in _chunks(k, draws_per_call):
+                eps = torch.stack(
+                    [sign * own.normal(f"eps/{i}", x.shape[1:]) for i in self.numbers[block]], dim=1
+                ).double()
+                t = score.noise.time(log_snr[images, block])
+                alpha_t, sigma_t = (scale[..., None, None, None] for scale in score.noise.scales(t))
+                x_t = alpha_t * x_0 + sigma_t * eps
+                turned = torch.from_numpy(mirrored[block])[None, :, None, None, None]
+                x_t, eps = (torch.where(turned, pixels.flip(-1), pixels) for pixels in (x_t, eps))
+                s = self._scores(score, x_t.flatten(0, 1), t.flatten()).unflatten(0, t.shape)
+                residual = (
+                    eps[:, :, None] + sigma_t[:, :, None] * s
+                )  # eps - eps_hat, as eps_hat = -sigma_t score
+                errors[block, images] = residual.square().flatten(3).sum(3).transpose(0, 1).numpy()
+        return errors
+
+    def _scores(self, score: Score, x_t: Tensor, t: Tensor) -> Tensor:
+        """Under the classes asked for, [B, Y, C, H, W]."""
+        if self.classes is None:
+            return score.all_classes(x_t, t)
+        y = self.classes.repeat(len(x_t))
+        rows = torch.arange(len(x_t)).repeat_interleave(len(self.classes))
+        return score(x_t[rows], t[rows], y).unflatten(0, (len(x_t), len(self.classes)))
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:
@@ -143,13 +201,22 @@ def _chunks(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def _log_prob(values: np.ndarray, log_snr: Tensor, level: np.ndarray, kind: Kind) -> LogProb:
+def _log_prob(
+    values: NDArray, log_snr: Tensor, level: NDArray[np.int64], kind: Kind, evaluations: int = 1
+) -> LogProb:
+    """``evaluations``: of the network, for each draw and class."""
     finite = np.isfinite(values).all(axis=(0, 2))
     return LogProb(
         draws=values,
         log_snr=log_snr.T.numpy(),
         level=level,
-        nfe=np.full(values.shape[1], values.shape[0]),
+        nfe=np.full(values.shape[1], values.shape[0] * evaluations),
         status=np.where(finite, "ok", "not finite"),
         kind=kind,
     )
+
+
+def _require_positive(estimator: object, *names: str) -> None:
+    for name in names:
+        if getattr(estimator, name) <= 0:
+            raise ConfigError(f"{name} = {getattr(estimator, name)}.", "Give a number above 0.")

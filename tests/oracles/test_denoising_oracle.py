@@ -1,0 +1,157 @@
+"""The denoising estimators in worlds with a known answer: equal to the truth, and honest about their own error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from scorebayes.calibrate import fit_calibration
+from scorebayes.draws import Draws
+from scorebayes.errors import ConfigError
+from scorebayes.likelihood import Denoising, DenoisingBound
+from scorebayes.noise import NOISES, VP
+from scorebayes.oracle import GaussianScore
+from scorebayes.posterior import bayes
+from scorebayes.run import log_lik_table
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(params=list(NOISES))
+def noise(request):
+    return NOISES[request.param]()
+
+
+def images(world, n):
+    """n images of every class, and their labels."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.cat([world.sample(n, y, generator) for y in range(world.n_classes)])
+    return x, np.repeat(np.arange(world.n_classes), n)
+
+
+def table_of(estimator, world, x, seed=0):
+    return log_lik_table(estimator, world, x, [f"image {i}" for i in range(len(x))], seed)
+
+
+def log_odds_and_error(values):
+    """Mean over the draws of the difference between two classes [N], and its standard error by strata of two draws."""
+    paired = values[..., 0] - values[..., 1]
+    levels = paired.reshape(2, -1, paired.shape[1])
+    return paired.mean(0), np.sqrt(levels.var(0, ddof=1).sum(0) / 2) / levels.shape[1]
+
+
+@pytest.mark.parametrize("density", [{}, {"centre": 0.0, "scale": 2.0}], ids=["uniform", "importance"])
+def test_the_bound_is_the_log_density_within_four_standard_errors(noise, density):
+    """For the optimal denoiser the bound is an equality.
+
+    What it leaves out is the integral below the lowest and above the highest log-SNR of the process. For a Gaussian with
+    variances v_i and mean m the first is at most |m|^2 + sum |v_i - 1| times SNR_low / 2 and the second at most
+    sum |1 / v_i - 1| / (2 SNR_high): computed here, below 0.02 nats of 64 dimensions, and added to the margin.
+    """
+    world = GaussianScore.image_like(noise, SHAPE)
+    x, _ = images(world, 2)
+    table = table_of(DenoisingBound(levels=64, repeats=2, **density), world, x)
+    values = table.nats
+    strata = table.draws.reshape(2, 64, *values.shape)
+    std_error = np.sqrt(strata.var(0, ddof=1).sum(0) / 2) / 64
+    low, high = np.exp(noise.log_snr_range)
+    size = (x[:, None] - world.mean).square().flatten(2).sum(2).numpy()
+    truncation = 0.5 * low * (size + float((world.variance + 1).flatten(1).sum(1).max()))
+    truncation += 0.5 / high * float((1 / world.variance + 1).flatten(1).sum(1).max())
+    assert truncation.max() < 0.02
+    z = (values - world.clean_log_prob(x).numpy()) / (std_error + truncation)
+    assert np.abs(z).max() < 4
+    assert std_error.max() < 20, "an error bar that says nothing passes every test"
+
+
+def test_the_importance_density_has_the_smaller_error():
+    world = GaussianScore.image_like(VP(), SHAPE)
+    x, _ = images(world, 8)
+    truth = world.clean_log_prob(x).numpy()
+
+    def rms(**density):
+        return np.sqrt(np.square(table_of(DenoisingBound(**density), world, x).nats - truth).mean())
+
+    assert rms(centre=0.0, scale=2.0) < 0.8 * rms()
+
+
+@pytest.mark.parametrize("estimator", [DenoisingBound(levels=16, repeats=2), Denoising(antithetic=True)])
+def test_the_standard_error_of_the_log_odds_is_honest(estimator):
+    """Over repetitions with other seeds, (log-odds - their mean) / stated error has unit spread."""
+    world = GaussianScore.image_like(VP(), SHAPE, separation=0.5)
+    x, labels = images(world, 8)
+    tables = [table_of(estimator, world, x, seed) for seed in range(40)]
+    calibration = fit_calibration(tables[0].with_labels(labels), np.log([0.5, 0.5]))
+    # One weight for all levels, so that no luck of the fit decides what is tested.
+    calibration.weights[:] = 1.0
+    found = [bayes(table, np.log([0.5, 0.5]), calibration) for table in tables]
+    log_odds = np.stack([posterior.log_odds[:, 1] for posterior in found])
+    std_error = np.stack([posterior.log_odds_std_error[:, 1] for posterior in found])
+    z = (log_odds - log_odds.mean(0)) / std_error
+    assert 0.8 < z.std() < 1.25
+
+
+def test_the_calibrated_class_score_ranks_as_the_exact_posterior_does(noise):
+    world = GaussianScore.image_like(noise, SHAPE, separation=0.6)
+    x, labels = images(world, 150)
+    table = table_of(Denoising(flips=False), world, x).with_labels(labels)
+    order = np.random.default_rng(0).permutation(len(labels))
+    val, test = order[:150], order[150:]
+    calibration = fit_calibration(table.rows(val), np.log([0.5, 0.5]))
+    prob = bayes(table.rows(test), np.log([0.5, 0.5]), calibration).prob[:, 1]
+    truth = world.posterior(x[test], torch.log(torch.tensor([0.5, 0.5])))[:, 1]
+    assert roc_auc_score(labels[test], prob) == pytest.approx(roc_auc_score(labels[test], truth), abs=0.06)
+
+
+def test_a_noise_and_its_negative_leave_less_error_than_two_noises():
+    """At equal evaluations, in the difference between classes that decides."""
+    world = GaussianScore.image_like(VP(), SHAPE)
+    x, _ = images(world, 16)
+
+    def spread(estimator):
+        tables = [table_of(estimator, world, x, seed).draws.mean(0) for seed in range(10)]
+        return np.stack([t[:, 0] - t[:, 1] for t in tables]).std(0).mean()
+
+    assert spread(Denoising(repeats=1, antithetic=True, flips=False)) < spread(Denoising(flips=False))
+
+
+def test_few_passes_are_the_beginning_of_many():
+    world = GaussianScore.image_like(VP(), SHAPE)
+    x, _ = images(world, 2)
+    few, many = (table_of(Denoising(repeats=repeats), world, x).draws for repeats in (1, 3))
+    assert np.array_equal(few, many[: len(few)])
+    draws = Draws(0, [f"image {i}" for i in range(len(x))])
+    last, _ = Denoising().passes(world, x, draws, range(2, 3), torch.tensor([1]))
+    np.testing.assert_allclose(last[..., 0], many[16:, :, 1], rtol=1e-12)
+
+
+def test_the_noise_is_the_same_for_all_classes():
+    """Two classes that are one get the same numbers."""
+    world = GaussianScore.image_like(VP(), SHAPE, n_classes=1)
+    twins = GaussianScore(VP(), world.mean.repeat(2, 1, 1, 1), world.variance.repeat(2, 1, 1, 1))
+    x, _ = images(world, 3)
+    for estimator in (Denoising(), Denoising(antithetic=True), DenoisingBound()):
+        draws = table_of(estimator, twins, x).draws
+        np.testing.assert_allclose(draws[..., 0], draws[..., 1], rtol=1e-10)
+
+
+def test_the_mirrored_evaluation_sees_the_mirrored_image():
+    """A class that is the mirror image of another: with both ways of looking, both classes fit equally."""
+    left = torch.zeros(1, *SHAPE)
+    left[..., :4] = 2.0
+    world = GaussianScore(VP(), torch.cat([left, left.flip(-1)]), torch.ones(2, *SHAPE))
+
+    def preference(flips):
+        draws = table_of(Denoising(repeats=32, flips=flips, mean=-2.0, std=1.0), world, left).draws
+        return (draws[..., 0] - draws[..., 1]).mean()
+
+    assert abs(preference(True)) < 0.2 * preference(False)
+
+
+@pytest.mark.parametrize("options", [{"levels": 0}, {"repeats": -1}, {"rows_per_call": 0}])
+@pytest.mark.parametrize("estimator", [Denoising, DenoisingBound])
+def test_impossible_options_are_refused_by_name(estimator, options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        estimator(**options)

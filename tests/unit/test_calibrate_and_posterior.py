@@ -1,0 +1,171 @@
+"""Calibration and Bayes' rule against worlds whose posterior is known."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from scorebayes.calibrate import Calibration, fit_calibration
+from scorebayes.errors import ConfigError, DataError, NumericalError
+from scorebayes.posterior import bayes
+from scorebayes.table import LogLikTable
+
+
+def make_table(n=400, levels=4, repeats=3, n_classes=2, seed=0, noise=1.0, kind="class-score", scale=None):
+    """Gaussian evidence: level l says ``scale[l]`` nats-like units about the class, with Monte-Carlo noise on every draw."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, n_classes, n)
+    scale = np.ones(levels) if scale is None else np.asarray(scale)
+    one_hot = np.eye(n_classes)[labels]
+    truth = scale[:, None, None] * (one_hot + rng.normal(size=(levels, n, n_classes)))
+    draws = np.repeat(truth, repeats, axis=0) + noise * rng.normal(size=(levels * repeats, n, n_classes))
+    level = np.repeat(np.arange(levels), repeats)
+    return LogLikTable(
+        keys=tuple(f"i{i}" for i in range(n)),
+        labels=labels,
+        draws=draws,
+        log_snr=np.repeat(level[:, None] - 2.0, n, axis=1),
+        level=level,
+        nfe=np.full(n, len(level)),
+        status=np.full(n, "ok"),
+        seconds=np.zeros(n),
+        kind=kind,
+    )
+
+
+UNIFORM = np.log([0.5, 0.5])
+
+
+def test_the_fitted_posterior_is_the_true_one_where_the_true_one_is_logistic():
+    # One level, no Monte-Carlo noise: gap d ~ N(+-1, 2), so the true log-odds are exactly d * 2 * 1 / 2 = d.
+    table = make_table(n=20_000, levels=1, repeats=1, noise=0.0)
+    calibration = fit_calibration(table, UNIFORM)
+    assert calibration.weights[0] == pytest.approx(1.0, abs=0.05)
+    assert calibration.bias[1] - calibration.bias[0] == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_level_without_information_gets_little_weight_and_no_weight_is_negative():
+    rng = np.random.default_rng(1)
+    table = make_table(n=2000, levels=3, noise=0.1)
+    draws = table.draws.copy()
+    draws[table.level == 1] = rng.normal(size=draws[table.level == 1].shape)
+    table = LogLikTable(**{**vars(table), "draws": draws})
+    weights = fit_calibration(table, UNIFORM).weights
+    assert (weights >= 0).all()
+    assert weights[1] < 0.15 * weights[[0, 2]].min()
+
+
+def test_rescaling_a_level_changes_no_probability():
+    table = make_table(n=300)
+    factor = np.array([1.0, 100.0, 0.01, 7.0])[table.level][:, None, None]
+    rescaled = LogLikTable(**{**vars(table), "draws": table.draws * factor})
+    a = bayes(table, UNIFORM, fit_calibration(table, UNIFORM)).prob
+    b = bayes(rescaled, UNIFORM, fit_calibration(rescaled, UNIFORM)).prob
+    np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_the_standard_error_of_the_log_odds_is_honest():
+    first = make_table(n=200, repeats=4, seed=2)
+    calibration = Calibration(np.array([0.5, 1.0, 0.2, 0.8]), np.zeros(2), np.zeros(4), "class-score")
+    truth = first.level_means  # resample the Monte-Carlo noise only
+    rng = np.random.default_rng(3)
+    estimates, stated = [], []
+    for _ in range(300):
+        draws = truth.transpose(1, 0, 2)[first.level] + rng.normal(size=first.draws.shape)
+        post = bayes(LogLikTable(**{**vars(first), "draws": draws}), UNIFORM, calibration)
+        estimates.append(post.log_odds[:, 1])
+        stated.append(post.log_odds_std_error[:, 1])
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(stated))), np.std(estimates, axis=0, ddof=1).mean(), rtol=0.05)
+
+
+def test_collapsed_strata_do_not_understate_the_error():
+    table = make_table(n=2000, levels=8, repeats=1, noise=1.0)
+    calibration = Calibration(np.full(8, 0.3), np.zeros(2), np.zeros(8), "class-score")
+    stated = bayes(table, UNIFORM, calibration).log_odds_std_error[:, 1]
+    assert np.mean(stated**2) >= 8 * 0.3**2 * 2.0  # two classes of unit Monte-Carlo variance, eight levels
+
+
+def test_three_classes_log_odds_and_errors_follow_from_the_probabilities():
+    table = make_table(n=150, n_classes=3)
+    prior = np.log([0.2, 0.3, 0.5])
+    post = bayes(table, prior, fit_calibration(table, prior))
+    np.testing.assert_allclose(post.prob.sum(axis=1), 1.0)
+    np.testing.assert_allclose(post.log_odds, np.log(post.prob / (1 - post.prob)), atol=1e-8)
+    assert (post.log_odds_std_error > 0).all()
+    assert (post.prob.argmax(axis=1) == post.predict()).all()
+
+
+def test_the_prior_shifts_the_log_odds_by_itself():
+    table = make_table(n=50)
+    calibration = fit_calibration(table, UNIFORM)
+    even, rare = bayes(table, UNIFORM, calibration), bayes(table, np.log([0.99, 0.01]), calibration)
+    np.testing.assert_allclose(even.log_odds[:, 1] - rare.log_odds[:, 1], np.log(99))
+
+
+def test_undecided_is_what_lies_within_two_standard_errors_of_the_threshold():
+    table = make_table(n=200)
+    post = bayes(table, UNIFORM, fit_calibration(table, UNIFORM))
+    expected = np.abs(post.log_odds[:, 1] - np.log(0.3 / 0.7)) < 2 * post.log_odds_std_error[:, 1]
+    assert (post.undecided(1, 0.3) == expected).all()
+    assert 0 < expected.sum() < 200
+
+
+def test_log_likelihoods_need_no_calibration_and_class_scores_do():
+    table = make_table(n=20, kind="density")
+    expected = log_softmax(table.nats + UNIFORM, axis=1)
+    np.testing.assert_allclose(bayes(table, UNIFORM).log_prob, expected)
+    with pytest.raises(ConfigError, match="no natural scale"):
+        bayes(make_table(n=20), UNIFORM)
+    with pytest.raises(NumericalError, match="no log-likelihoods"):
+        _ = make_table(n=20).nats
+
+
+def test_a_failed_image_and_a_wrong_prior_are_refused():
+    table = make_table(n=5, kind="density")
+    status = np.array(["ok", "ok", "not finite", "ok", "ok"])
+    with pytest.raises(NumericalError, match="i2"):
+        bayes(LogLikTable(**{**vars(table), "status": status}), UNIFORM)
+    with pytest.raises(ConfigError, match="sum to one"):
+        bayes(table, np.log([0.5, 0.6]))
+
+
+def test_a_calibration_of_another_estimator_is_refused():
+    calibration = fit_calibration(make_table(levels=3), UNIFORM)
+    with pytest.raises(ConfigError, match="3 levels"):
+        bayes(make_table(levels=4), UNIFORM, calibration)
+
+
+def test_calibration_needs_two_images_of_every_class():
+    table = make_table(n=30)
+    labels = np.zeros(30, dtype=np.int64)
+    labels[0] = 1
+    with pytest.raises(DataError, match="at least two"):
+        fit_calibration(table.with_labels(labels), UNIFORM)
+
+
+def test_a_calibration_survives_json():
+    calibration = fit_calibration(make_table(), UNIFORM)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    np.testing.assert_array_equal(again.weights, calibration.weights)
+    assert again.penalty == calibration.penalty
+
+
+def test_a_table_survives_parquet_in_parts(tmp_path):
+    table = make_table(n=10)
+    table.rows(slice(0, 6)).write_part(tmp_path, 0)
+    table.rows(slice(6, 10)).write_part(tmp_path, 1)
+    again = LogLikTable.read(tmp_path)
+    assert again.keys == table.keys
+    for name in ("draws", "log_snr", "level", "labels", "nfe", "status", "seconds"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name), err_msg=name)
+
+
+def test_a_missing_or_damaged_table_is_one_clear_line(tmp_path):
+    with pytest.raises(DataError, match="scorebayes score"):
+        LogLikTable.read(tmp_path)
+    (tmp_path / "part-000000.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DataError, match="damaged"):
+        LogLikTable.read(tmp_path)
