@@ -93,9 +93,9 @@ def _summary(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     test = {}
     for metric in METRICS:
         values = [metrics[metric] for metrics in each]
-        intervals = [metrics.get(f"{metric}_ci95") for metrics in each]
+        intervals = [found for metrics in each if (found := metrics.get(f"{metric}_ci95")) is not None]
         test[metric] = _spread(values)
-        if all(intervals):
+        if len(intervals) == len(each):
             test[metric]["ci95"] = np.mean(intervals, axis=0).tolist()
     return {"test": test}
 

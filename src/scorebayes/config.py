@@ -92,7 +92,14 @@ class PriorConfig:
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "net": {"channels": [32, 64], "blocks": 1, "attention": 1, "patch": 2, "dropout": 0.0},
-        "train": {"steps": 800, "ema": 0.99},
+        "train": {
+            "steps": 800,
+            "ema": 0.99,
+            "lr": 2e-3,
+            "warmup": 30,
+            "log_snr_mean": 0.5,
+            "log_snr_std": 2.0,
+        },
     },
     "small": {"net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2}},
     # The paper's network and schedule (384 pixels, 32-64-128-256-512, CLAHE), with its faults mended: group norm, the

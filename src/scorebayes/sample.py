@@ -42,12 +42,11 @@ class Guided(Score):
     """
 
     def __init__(self, score: Score, weight: float) -> None:
-        null_class = getattr(score, "null_class", None)
-        if null_class is None:
+        if score.null_class is None:
             raise ConfigError(
                 "guidance needs a score with a null label.", "Train with label dropout above 0."
             )
-        self.score, self.weight, self.null_class = score, weight, int(null_class)
+        self.score, self.weight, self.null_class = score, weight, score.null_class
         self.noise, self.n_classes = score.noise, score.n_classes
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Score(abc.ABC):
 
     noise: NoiseProcess
     n_classes: int
+    null_class: int | None = None  # the label that says nothing, where one was trained
 
     @abc.abstractmethod
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

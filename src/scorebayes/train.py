@@ -249,6 +249,7 @@ def _save(run: Run, state: _State, val_log_loss: float) -> None:
 def _restore(run: Run, state: _State) -> _State:
     """Fill a new state from the newest checkpoint, if there is one, and forget what was logged after it."""
     found = run.checkpoints.newest_state()
+    _cut_log(run.path / "train.jsonl", found[0]["step"] if found else 0)
     if found is None:
         return state
     entry, tensors = found
@@ -265,7 +266,6 @@ def _restore(run: Run, state: _State) -> _State:
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     state.step, state.seconds = entry["step"], entry["seconds"]
     state.rate_factor, state.rollbacks = entry["rate_factor"], entry["rollbacks"]
-    _cut_log(run.path / "train.jsonl", state.step)
     return state
 
 

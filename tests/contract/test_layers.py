@@ -25,7 +25,18 @@ LAYERS = [
     ["errors"],
 ]
 NO_TORCH = ["posterior", "calibrate", "metrics", "table", "report", "figures"]
-MATHEMATICS = ["noise", "draws", "solve", "divergence", "score", "oracle", "likelihood", "sample", "posterior", "calibrate"]
+MATHEMATICS = [
+    "noise",
+    "draws",
+    "solve",
+    "divergence",
+    "score",
+    "oracle",
+    "likelihood",
+    "sample",
+    "posterior",
+    "calibrate",
+]
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -78,7 +78,9 @@ def test_the_standard_error_of_the_log_odds_is_honest():
         post = bayes(LogLikTable(**{**vars(first), "draws": draws}), UNIFORM, calibration)
         estimates.append(post.log_odds[:, 1])
         stated.append(post.log_odds_std_error[:, 1])
-    np.testing.assert_allclose(np.sqrt(np.mean(np.square(stated))), np.std(estimates, axis=0, ddof=1).mean(), rtol=0.05)
+    np.testing.assert_allclose(
+        np.sqrt(np.mean(np.square(stated))), np.std(estimates, axis=0, ddof=1).mean(), rtol=0.05
+    )
 
 
 def test_collapsed_strata_do_not_understate_the_error():

@@ -3,8 +3,9 @@
 Two estimators share the evaluations and must never be confused:
 
 * ``DenoisingBound``, in nats: the identity of Kong et al. 2023 (arXiv 2302.03792, eq. 8), for the optimal denoiser an
-  equality, for a trained one the bound that diffusion models are trained on,
-  -log p(x|y) = D/2 log(2 pi e) + 1/2 integral (E ||eps - eps_hat||^2 - D sigmoid(lambda)) d lambda.
+  equality, for a trained one the bound that diffusion models are trained on. The errors are compared with those of the
+  optimal denoiser of white images, on the same noise, which takes most of the variance away:
+  log p(x|y) = log N(x; 0, I) + 1/2 integral E (||eps - eps_hat_white||^2 - ||eps - eps_hat||^2) d lambda.
 * ``Denoising``, the class score: minus the squared errors, noise level by noise level. Not a log-likelihood; it reaches
   the posterior through weights fitted on validation data (Clark & Jaini 2023, arXiv 2303.15233; Li et al. 2023,
   arXiv 2303.16203 use fixed ones).
@@ -127,11 +128,11 @@ class DenoisingBound:
         quantile = (torch.from_numpy(level) + draws.uniform("level", (len(level),))) / self.levels
         log_snr, density = self._log_snr(quantile, *score.noise.log_snr_range)
         noise = _Noise(draws, range(len(level)), self.images_per_call, self.rows_per_call)
-        errors = noise.squared_errors(score, x, log_snr, np.zeros(len(level), dtype=bool))
-        dims = x[0].numel()
-        white = dims * torch.sigmoid(log_snr).T.numpy()[..., None]
-        integral = (errors - white) / density.T.numpy()[..., None]
-        nats = -0.5 * dims * math.log(2 * math.pi * math.e) - 0.5 * integral
+        gain = noise.white_errors(x, log_snr)[..., None]
+        gain = gain - noise.squared_errors(score, x, log_snr, np.zeros(len(level), dtype=bool))
+        pixels = x.double().cpu().flatten(1)
+        white = -0.5 * (pixels.square().sum(1) + pixels.shape[1] * math.log(2 * math.pi))
+        nats = white.numpy()[:, None] + 0.5 * gain / density.T.numpy()[..., None]
         return _log_prob(nats, log_snr, level, self.kind)
 
     def _log_snr(self, quantile: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -172,9 +173,7 @@ class _Noise:
             x_0 = x[images].cpu().double()[:, None]
             own = self.draws[images]
             for block in _chunks(k, draws_per_call):
-                eps = torch.stack(
-                    [sign * own.normal(f"eps/{i}", x.shape[1:]) for i in self.numbers[block]], dim=1
-                ).double()
+                eps = sign * self._eps(own, self.numbers[block], x.shape[1:])
                 t = score.noise.time(log_snr[images, block])
                 alpha_t, sigma_t = (scale[..., None, None, None] for scale in score.noise.scales(t))
                 x_t = alpha_t * x_0 + sigma_t * eps
@@ -186,6 +185,21 @@ class _Noise:
                 )  # eps - eps_hat, as eps_hat = -sigma_t score
                 errors[block, images] = residual.square().flatten(3).sum(3).transpose(0, 1).numpy()
         return errors
+
+    def white_errors(self, x: Tensor, log_snr: Tensor) -> NDArray[np.float64]:
+        """The same for the optimal denoiser of N(0, I): x [N, ...], log_snr [N, K] -> [K, N]."""
+        errors = np.empty(tuple(log_snr.T.shape))
+        for row in range(len(x)):
+            eps = self._eps(self.draws[row : row + 1], self.numbers, x.shape[1:])[0]
+            level = log_snr[row, :, None, None, None]
+            residual = torch.sigmoid(level) * (eps - (-0.5 * level).exp() * x[row].cpu().double())
+            errors[:, row] = residual.square().flatten(1).sum(1).numpy()
+        return errors
+
+    @staticmethod
+    def _eps(draws: Draws, numbers: range, shape: torch.Size) -> Tensor:
+        """[B, K, *shape] float64."""
+        return torch.stack([draws.normal(f"eps/{i}", shape) for i in numbers], dim=1).double()
 
     def _scores(self, score: Score, x_t: Tensor, t: Tensor) -> Tensor:
         """Under the classes asked for, [B, Y, C, H, W]."""

@@ -1,0 +1,186 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fixtures.tiny_run import DATA
+from PIL import Image
+
+COMMANDS = [
+    "train",
+    "score",
+    "evaluate",
+    "predict",
+    "sample",
+    "report",
+    "doctor",
+    "demo",
+    "data check",
+    "data show",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+CONFIG = """
+[net]
+channels = [8, 16]
+blocks = 1
+attention = 1
+
+[train]
+batch = 8
+warmup = 2
+validate_every = 4
+
+[likelihood]
+levels = 4
+"""
+
+
+def scorebayes(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    code = "from scorebayes.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which the whole way was gone: train, score, evaluate, report."""
+    path = tmp_path_factory.mktemp("cli")
+    (path / "config.toml").write_text(CONFIG)
+    for command in (
+        f"train --data {DATA} --out run --preset tiny --config config.toml --steps 8 --seed 3",
+        "score run --split test",
+        "evaluate run --split test",
+        "sample run --per-class 2 --steps 3",
+        "report run",
+    ):
+        done = scorebayes(*command.split(), cwd=path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    done = scorebayes(*command.split(), "--help")
+    assert done.returncode == 0
+    assert f"scorebayes {command}" in done.stdout and "Example" in done.stdout
+
+
+def test_the_version_is_told():
+    import scorebayes as package
+
+    assert scorebayes("--version").stdout.strip() == f"scorebayes {package.__version__}"
+
+
+def test_the_whole_way_leaves_the_files_that_are_documented(folder):
+    run = folder / "run"
+    for name in (
+        "config.toml", "environment.json", "source.json", "split.parquet", "audit.json", "train.jsonl", "calibration.json",
+        "quarantine.csv", "predictions-test.csv", "metrics-test.json", "samples.png", "report.html", "report.json",
+    ):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    metrics = json.loads((run / "metrics-test.json").read_text())
+    assert 0 <= metrics["auc"] <= 1
+    assert "synthetic" in (run / "report.html").read_text().lower()
+    assert {p.name for p in folder.iterdir()} == {"run", "config.toml"}
+
+
+def test_predict_writes_a_row_per_file_and_tells_a_bad_one_by_its_exit_code(folder):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (16, 16)).astype(np.uint8)).save(folder / "run" / "good.png")
+    (folder / "run" / "bad.dcm").write_text("<html>not found</html>")
+    done = scorebayes("predict", "run", "run/good.png", "run/bad.dcm", "--out", "run/out.csv", cwd=folder)
+    assert done.returncode == 3
+    assert "bad.dcm" in done.stderr and "Traceback" not in done.stderr
+    frame = pd.read_csv(folder / "run" / "out.csv")
+    assert frame["status"].tolist()[0] == "ok" and frame["status"].tolist()[1].startswith("quarantined")
+    assert frame.loc[0, ["prob_benign", "prob_malignant"]].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("train --data nonsense:x --out r", "nonsense"),
+        ("train --data medmnist:absent.npz --out r", "absent.npz"),
+        ("train --data phantom --out r --preset smal", "did you mean 'small'"),
+        ("train --data phantom --out r --config absent.toml", "absent.toml"),
+        ("train --data phantom --out r --device cuda:0", "not there"),
+        ("score absent-run", "scorebayes train"),
+        ("evaluate absent-run", "scorebayes train"),
+        ("report absent-run", "scorebayes train"),
+        ("predict absent-run x.png --out o.csv", "scorebayes train"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_a_failure(tmp_path, arguments, says):
+    done = scorebayes(*arguments.split(), cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("toml", "says"),
+    [
+        ("[train]\nstep = 5\n", "did you mean 'steps'"),
+        ("[train]\nsteps = -5\n", "greater than 0"),
+        ("[train]\nlr = nan\n", "finite"),
+        ("[nets]\nblocks = 1\n", "did you mean 'net'"),
+        ("[noise]\nkind = 'vpp'\n", "did you mean 'vp'"),
+        ("[likelihood]\nkind = 'denoising'\nlevels = 'many'\n", "levels"),
+        ("[train\n", "not a TOML file"),
+        ("seed = -1\n", "seed"),
+    ],
+)
+def test_a_wrong_configuration_names_field_and_remedy(tmp_path, toml, says):
+    from scorebayes.config import read_toml, resolve
+    from scorebayes.errors import ConfigError
+
+    (tmp_path / "c.toml").write_text(toml)
+    with pytest.raises(ConfigError) as caught:
+        resolve(read_toml(tmp_path / "c.toml"), {"data": {"source": "phantom"}, "prepare": {"size": 16}})
+    assert says in str(caught.value)
+
+
+def test_a_configuration_survives_its_file():
+    import tomllib
+
+    from scorebayes.config import PRESETS, resolve
+
+    for preset in PRESETS:
+        config = resolve({"data": {"source": "phantom"}, "prepare": {"size": 16}}, preset=preset)
+        again = resolve(tomllib.loads(config.to_toml()))
+        assert not config.differences(again)
+
+
+def test_a_file_overrides_the_preset_and_an_option_the_file(folder):
+    import tomllib
+
+    config = tomllib.loads((folder / "run" / "config.toml").read_text())
+    assert config["seed"] == 3
+    assert config["train"]["steps"] == 8
+    assert config["net"]["channels"] == [8, 16]
+    assert config["train"]["ema"] == 0.99
+
+
+def test_with_debug_the_traceback_is_shown(tmp_path):
+    assert "Traceback" in scorebayes("--debug", "score", "absent-run", cwd=tmp_path).stderr
+
+
+def test_the_doctor_tells_versions_and_an_absent_data_root(tmp_path):
+    done = scorebayes("doctor", "--data-root", str(tmp_path))
+    assert done.returncode == 0 and "torch" in done.stdout
+    assert scorebayes("doctor", "--data-root", str(tmp_path / "absent")).returncode == 1

@@ -1,0 +1,201 @@
+"""The way of one image through a trained run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures.tiny_run import DATA, finish, train_tiny
+from PIL import Image
+
+import scorebayes
+from scorebayes.data import open_source
+from scorebayes.errors import ConfigError, DataError
+from scorebayes.evaluate import evaluate
+from scorebayes.inputs import load_split
+from scorebayes.likelihood import LIKELIHOODS
+from scorebayes.predict import predict_files
+from scorebayes.scoring import read_table, score_split, table_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three synthetic mammograms as PNG files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    source = open_source(DATA)
+    paths = []
+    for number, record in enumerate(source.records()[:3]):
+        paths.append(folder / f"case{number}.png")
+        Image.fromarray(np.rint(source.read(record) * 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def test_the_readme_example_runs_as_printed(run, pictures, monkeypatch, tmp_path, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "open_run" in block)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "breast").symlink_to(run.path)
+    Path("case.png").write_bytes(pictures[0].read_bytes())
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.search(r"\[\[0\.\d+", capsys.readouterr().out)
+
+
+def test_an_image_alone_or_among_others_gives_the_same_numbers(run):
+    images = load_split(run, "test").subset(range(4))
+    x = run.standardise(images.images)
+    together = run.log_lik(x, images.keys)
+    alone = run.log_lik(x[2:3], images.keys[2:3])
+    np.testing.assert_array_equal(alone.draws[:, 0], together.draws[:, 2])
+    backwards = run.log_lik(x.flip(0), images.keys[::-1])
+    np.testing.assert_array_equal(backwards.draws[:, ::-1], together.draws)
+
+
+def test_several_images_in_one_call_agree_to_a_millionth_in_the_posterior(run):
+    images = load_split(run, "test").subset(range(4))
+    x = run.standardise(images.images)
+    batched = LIKELIHOODS["denoising"](levels=4, repeats=2, images_per_call=4)
+    one = scorebayes.bayes(run.log_lik(x, images.keys), run.log_prior, run.calibration)
+    many = scorebayes.bayes(run.log_lik(x, images.keys, batched), run.log_prior, run.calibration)
+    np.testing.assert_allclose(one.prob, many.prob, atol=1e-6)
+
+
+def test_the_label_reaches_the_network(run):
+    images = load_split(run, "test").subset(range(3))
+    table = run.log_lik(run.standardise(images.images), images.keys)
+    assert (np.abs(table.draws[..., 0] - table.draws[..., 1]).max(axis=0) > 1e-6).all()
+
+
+def test_scoring_again_keeps_what_is_there_and_redoes_what_is_missing(run):
+    folder = table_path(run, "test")
+    before = read_table(run, "test")
+    part = folder / "part-000000.parquet"
+    stamp = part.stat().st_mtime_ns
+    score_split(run, "test")
+    assert part.stat().st_mtime_ns == stamp
+    part.unlink()
+    score_split(run, "test")
+    np.testing.assert_array_equal(read_table(run, "test").draws, before.draws)
+
+
+def test_other_estimators_write_files_of_their_own(run):
+    for split in ("val", "test"):
+        score_split(run, split, "bound")
+    metrics = evaluate(run, "test", "bound")
+    assert metrics["estimator"] == "bound"
+    assert (run.path / "metrics-test.bound.json").exists()
+    assert read_table(run, "test", "bound").nats.shape == (len(read_table(run, "test")), 2)
+
+
+def test_metrics_have_what_the_documentation_promises(run):
+    metrics = evaluate(run, "test")
+    for name in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"):
+        low, high = metrics[f"{name}_ci95"]
+        assert low <= metrics[name] <= high
+    assert metrics["nfe_per_image"] == 16  # 4 levels x 2 repeats x 2 classes
+    assert metrics["seconds_per_image"] > 0
+    assert "logistic regression on pixels" in metrics["baselines"]
+    assert metrics["patient_level"]["n"] < metrics["n"]
+
+
+def test_a_bad_file_among_good_ones_is_set_apart_and_changes_nothing(run, pictures, tmp_path):
+    bad = tmp_path / "broken.png"
+    bad.write_bytes(pictures[0].read_bytes()[:100])
+    alone = predict_files(run, pictures)
+    mixed = predict_files(run, [pictures[0], bad, *pictures[1:]])
+    assert mixed.loc[1, "status"].startswith("quarantined") and "broken.png" in mixed.loc[1, "status"]
+    assert np.isnan(mixed.loc[1, "log_odds"])
+    np.testing.assert_array_equal(mixed.drop(index=1)["log_odds"], alone["log_odds"])
+
+
+def test_the_same_image_under_another_name_gets_the_same_answer(run, pictures, tmp_path):
+    other = tmp_path / "renamed.png"
+    other.write_bytes(pictures[0].read_bytes())
+    frame = predict_files(run, [pictures[0], other])
+    assert frame.loc[0, "log_odds"] == frame.loc[1, "log_odds"]
+
+
+def test_a_blank_image_gets_no_posterior(run, tmp_path):
+    blank = tmp_path / "blank.png"
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(blank)
+    assert predict_files(run, [blank]).loc[0, "status"].startswith("quarantined")
+
+
+def test_standardised_pixels_come_back(run):
+    images = load_split(run, "test").subset(range(2))
+    np.testing.assert_allclose(
+        run.restore(run.standardise(images.images)), (images.images + 0.5) / 256, atol=1e-6
+    )
+
+
+def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
+    with pytest.raises(ConfigError, match="scorebayes train"):
+        scorebayes.open_run(tmp_path)
+
+
+def test_weights_that_were_tampered_with_are_refused(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    weights = next((copy / "checkpoints").glob("step-*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ConfigError, match="SHA-256"):
+        _ = scorebayes.open_run(copy).score
+
+
+def test_the_split_asked_for_must_exist(run):
+    with pytest.raises(DataError, match="no image"):
+        load_split(run, "nonsense")
+
+
+def test_a_given_prior_is_used_and_checked(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(
+        re.sub(r'kind = "train"\nprob = \[\]', 'kind = "given"\nprob = [0.9, 0.1]', config)
+    )
+    np.testing.assert_allclose(np.exp(scorebayes.open_run(copy).log_prior), [0.9, 0.1])
+    (copy / "config.toml").write_text(
+        re.sub(r'kind = "train"\nprob = \[\]', 'kind = "given"\nprob = [0.9, 0.2]', config)
+    )
+    with pytest.raises(ConfigError, match="sum to 1"):
+        _ = scorebayes.open_run(copy).log_prior
+
+
+def test_nothing_heavy_is_imported_for_help():
+    import subprocess
+
+    code = "import sys, scorebayes.cli; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_samples_come_with_their_nearest_training_images(run):
+    from scorebayes.gallery import draw_samples
+
+    picture = draw_samples(run, per_class=2, steps=4)
+    assert picture.stat().st_size > 1000
+    stored = np.load(run.path / "samples.npz")
+    assert stored["images"].shape == (4, 1, 16, 16) == stored["nearest"].shape
+    assert 0 <= stored["images"].min() and stored["images"].max() <= 1
+    assert (stored["distance"] > 0).all()
+
+
+def test_the_network_stays_on_its_device_and_the_state_in_double_precision(run):
+    x = run.standardise(load_split(run, "test").subset([0]).images).double()
+    score = run.score(x, torch.tensor([0.5], dtype=torch.float64), torch.tensor([0]))
+    assert score.dtype == torch.float64
