@@ -42,15 +42,25 @@ class Checkpoints:
         ]
 
     def save(self, prefix: str, step: int, tensors: dict[str, Tensor], **meta: Any) -> None:
-        """Write ``prefix``-``step``.safetensors, then enter it into the manifest."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write ``prefix``-``step``.safetensors, then enter it into the manifest.
+
+        ConfigError where the disk refuses; the checkpoints that were there stay.
+        """
         path = self.folder / f"{prefix}-{step:07d}.safetensors"
         partial = path.with_suffix(".partial")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-        _sync(partial)
-        partial.replace(path)
-        entry = {"file": path.name, "sha256": _sha256(path), "step": step, **meta}
-        self._rewrite(lambda entries: [e for e in entries if e["file"] != path.name] + [entry])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+            _sync(partial)
+            partial.replace(path)
+            entry = {"file": path.name, "sha256": _sha256(path), "step": step, **meta}
+            self._rewrite(lambda entries: [e for e in entries if e["file"] != path.name] + [entry])
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{path}: the checkpoint cannot be written ({error}).",
+                "The one before is kept: make room, then go on with --resume.",
+            ) from error
 
     def keep(self, prefix: str, wanted: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         """Delete the files of a prefix that ``wanted`` does not return."""

@@ -166,12 +166,10 @@ def predict(
 def sample(
     run_dir: RunDir,
     per_class: Annotated[int, typer.Option(help="Samples of each class.")] = 4,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the sampler; by default its own number.")
-    ] = None,
     sampler: Annotated[
-        str, typer.Option(help="heun, dpm2m, ode, euler-maruyama or predictor-corrector.")
-    ] = "",
+        str, typer.Option(help="second-order, ode, sde or predictor-corrector.")
+    ] = "second-order",
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; by default its own.")] = None,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance weight; 0 = none.")] = 0.0,
     device: Device = "auto",
 ) -> None:

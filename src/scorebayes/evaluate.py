@@ -20,31 +20,33 @@ from scorebayes.metrics import choose_threshold, classification_metrics, compare
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Decision, Run
 from scorebayes.scoring import read_table, suffix
+from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
+from scorebayes.typicality import fit_typicality
 
 THRESHOLD_RULE = "youden"
 THUMBNAILS = 6  # of the best, of the median and of the worst cases
 
 
 def calibrate(run: Run, estimator: str = "") -> Decision:
-    """Fit noise-level weights, temperature and bias on the validation table and choose the threshold; write both."""
+    """Fit noise-level weights, temperature, bias, threshold and typicality on the validation table; write them."""
     table = read_table(run, "val", estimator).usable()
     shares = np.log(np.bincount(table.labels, minlength=len(run.facts.classes)) / len(table))
     calibration = fit_calibration(table, shares, seed=run.config.seed)
     prob = bayes(table, run.log_prior, calibration).prob
     threshold = choose_threshold(table.labels, prob, THRESHOLD_RULE, positive=run.facts.info.positive)
+    decision = Decision(calibration, threshold, fit_typicality(table, seed=run.config.seed))
     run.write_json(
         f"calibration{suffix(estimator)}.json",
         {
-            **calibration.to_dict(),
+            **decision.to_dict(),
             "log_prior": run.log_prior.tolist(),
             "fitted_on": "val",
             "estimator": estimator or run.config.sections["likelihood"]["kind"],
-            "threshold": threshold,
             "threshold_rule": THRESHOLD_RULE,
         },
     )
-    return Decision(calibration, threshold)
+    return decision
 
 
 def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
@@ -60,7 +62,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     frame = predictions(run, table, decision)
     frame.insert(1, "patient_id", patients)
     frame.insert(2, "label", [info.classes[y] for y in table.labels])
-    write_atomically(run.path / f"predictions-{split}{suffix(estimator)}.csv", frame.to_csv(index=False))
+    write_atomically(run.path / f"predictions-{split}{suffix(estimator)}.csv", csv_text(frame))
 
     good = table.usable()
     posterior = bayes(good, run.log_prior, decision.calibration)
@@ -79,6 +81,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "nfe_per_class": float(table.nfe.mean()),
         "seconds_per_image": float(table.seconds.mean()),
         "failed": len(table) - len(good),
+        "atypical": int((frame["typical"] == "no").sum()),
         "undecided": int(posterior.undecided(info.positive, decision.threshold).sum()),
         "threshold": decision.threshold,
         "threshold_rule": f"{THRESHOLD_RULE} on the validation split",
@@ -94,7 +97,11 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
 
 
 def predictions(run: Run, table: LogLikTable, decision: Decision) -> pd.DataFrame:
-    """One row per image: class, calibrated and raw posterior, log-odds with standard error; empty where it failed."""
+    """One row per image; empty where it failed.
+
+    Columns: class, calibrated and raw posterior, log-odds with standard error, whether the error leaves a decision, and
+    the distance from typical images with whether it is within the threshold (empty in runs that did not judge it).
+    """
     classes, positive = run.facts.classes, run.facts.info.positive
     good = table.usable()
     posterior = bayes(good, run.log_prior, decision.calibration)
@@ -108,6 +115,10 @@ def predictions(run: Run, table: LogLikTable, decision: Decision) -> pd.DataFram
         "log_odds_std_error": posterior.log_odds_std_error[:, positive],
         "decided": np.where(undecided, "no", "yes"),
     }
+    judge = decision.typicality
+    distance = np.full(len(good), np.nan) if judge is None else judge.distance(good)
+    typical = np.full(len(good), "") if judge is None else np.where(judge.is_typical(distance), "yes", "no")
+    columns |= {"typicality": distance, "typical": typical}
     frame = pd.DataFrame(columns, index=np.flatnonzero(table.status == "ok")).reindex(range(len(table)))
     frame.insert(0, "image_id", list(table.keys))
     return frame.assign(nfe=table.nfe * len(classes), seconds=table.seconds, status=table.status)

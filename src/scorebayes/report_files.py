@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.figures import short
+from scorebayes.spreadsheet import plain
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _csv(path: Path, needed: Sequence[str]) -> pd.DataFrame | None:
     missing = [name for name in needed if name not in table]
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r}.", "Run the command that wrote it again.")
-    return table
+    return table.map(plain).rename(columns=plain)
 
 
 def _parquet(paths: Sequence[Path]) -> pd.DataFrame:

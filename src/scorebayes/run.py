@@ -31,13 +31,18 @@ from torch import Tensor
 from scorebayes.augment import CODE_LENGTH
 from scorebayes.calibrate import Calibration
 from scorebayes.checkpoint import Checkpoints, write_atomically
-from scorebayes.config import Config, read_toml, resolve
+from scorebayes.config import Config, PriorConfig, read_toml, resolve
 from scorebayes.data.base import Rejected, SourceInfo
 from scorebayes.draws import Draws
 from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Likelihood
 from scorebayes.score import Denoiser, Score, ScoreModel
+from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
+from scorebayes.typicality import Typicality
+
+FORMAT = 1
+"""Of the run directory. Raise it, and read the older ones, when a file changes its meaning."""
 
 PACKAGES = ("scorebayes", "torch", "numpy", "scipy", "pandas", "scikit-learn", "scikit-image", "pydicom")
 
@@ -66,10 +71,30 @@ class Facts:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the validation split fixed: the calibration, and the threshold on the probability of the positive class."""
+    """What the validation split fixed.
+
+    The calibration, the threshold on the probability of the positive class, and what is typical (None in runs of
+    versions that did not judge it).
+    """
 
     calibration: Calibration
     threshold: float
+    typicality: Typicality | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the calibration's fields, ``threshold`` and ``typicality``."""
+        typicality = None if self.typicality is None else self.typicality.to_dict()
+        return {**self.calibration.to_dict(), "threshold": self.threshold, "typicality": typicality}
+
+    @staticmethod
+    def from_dict(stored: dict[str, Any]) -> Decision:
+        """The inverse of ``to_dict``; other keys are passed over."""
+        typicality = stored.get("typicality")
+        return Decision(
+            Calibration.from_dict(stored),
+            float(stored["threshold"]),
+            None if typicality is None else Typicality.from_dict(typicality),
+        )
 
 
 class Run:
@@ -117,11 +142,7 @@ class Run:
             return np.full(n_classes, -np.log(n_classes))
         if prior.kind == "train":
             return self.facts.log_shares
-        if len(prior.prob) != n_classes or abs(sum(prior.prob) - 1) > 1e-6 or min(prior.prob) <= 0:
-            raise ConfigError(
-                f"[prior] prob = {list(prior.prob)}: expected {n_classes} positive numbers that sum to 1, "
-                f"in the order {', '.join(self.facts.classes)}."
-            )
+        require_prior(prior, self.facts.classes)
         return np.log(np.array(prior.prob) / sum(prior.prob))
 
     @property
@@ -137,8 +158,7 @@ class Run:
             raise ConfigError(
                 f"{path}: the run is not calibrated.", "Finish it with 'scorebayes train --resume'."
             )
-        stored = json.loads(path.read_text())
-        return Decision(Calibration.from_dict(stored), float(stored["threshold"]))
+        return Decision.from_dict(json.loads(path.read_text()))
 
     # -- the model ------------------------------------------------------------------------------------------------
 
@@ -154,9 +174,20 @@ class Run:
 
     @cached_property
     def score(self) -> ScoreModel:
-        """The trained score: the checkpoint with the best validation class log-loss."""
+        """The trained score: the checkpoint with the best validation class log-loss.
+
+        ConfigError where the weights are damaged, or not of the network that classes and configuration describe.
+        """
         denoiser = self.new_denoiser()
-        denoiser.load_state_dict(self.checkpoints.load(self.checkpoints.best()))
+        entry = self.checkpoints.best()
+        try:
+            denoiser.load_state_dict(self.checkpoints.load(entry))
+        except RuntimeError as error:  # torch's word for names and shapes that differ
+            raise ConfigError(
+                f"{self.checkpoints.folder / entry['file']}: the weights are not of the network that config.toml and "
+                "source.json describe (other classes, channels or widths).",
+                "Restore these files as training wrote them, or train again.",
+            ) from error
         return ScoreModel(denoiser.eval(), self.config.build("noise"))
 
     @property
@@ -184,7 +215,7 @@ class Run:
     def quarantine(self, rejected: Sequence[Rejected], name: str = "quarantine.csv") -> None:
         """Record the images that could not be used, with the reasons."""
         frame = pd.DataFrame([asdict(r) for r in rejected], columns=["image_id", "path", "reason"])
-        write_atomically(self.path / name, frame.to_csv(index=False))
+        write_atomically(self.path / name, csv_text(frame))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -221,8 +252,8 @@ def create_run(path: Path, config: Config, facts: Facts, device: torch.device) -
     path.mkdir(parents=True, exist_ok=True)
     run = Run(path, config, facts, device)
     write_atomically(path / "config.toml", config.to_toml())
-    run.write_json("source.json", {**asdict(facts.info), "mean": facts.mean, "std": facts.std,
-                                   "train_counts": list(facts.train_counts)})  # fmt: skip
+    stored = {"format": FORMAT, "pipeline": config.prepare.fingerprint, **asdict(facts.info), "mean": facts.mean}
+    run.write_json("source.json", {**stored, "std": facts.std, "train_counts": list(facts.train_counts)})
     run.write_json("environment.json", environment(device))
     return run
 
@@ -237,10 +268,27 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
             )
     config = resolve(read_toml(path / "config.toml"))
     stored = json.loads((path / "source.json").read_text())
+    if stored.pop("format", FORMAT) > FORMAT:
+        raise ConfigError(f"{path}: written by a newer version of scorebayes.", "Install that version.")
+    if stored.pop("pipeline", config.prepare.fingerprint) != config.prepare.fingerprint:
+        raise ConfigError(
+            f"{path}: the images were prepared otherwise than [prepare] and this version of scorebayes would.",
+            "Restore config.toml, use the version that trained the run, or train again.",
+        )
     mean, std, counts = stored.pop("mean"), stored.pop("std"), stored.pop("train_counts")
     lists = {key: tuple(stored[key]) for key in ("classes", "modalities") if key in stored}
     info = SourceInfo(**{**stored, **lists})
     return Run(path, config, Facts(info, mean, std, tuple(counts)), pick_device(device))
+
+
+def require_prior(prior: PriorConfig, classes: Sequence[str]) -> None:
+    """ConfigError where the given prior is none for these classes."""
+    prob = prior.prob
+    if prior.kind == "given" and (len(prob) != len(classes) or abs(sum(prob) - 1) > 1e-6 or min(prob) <= 0):
+        raise ConfigError(
+            f"[prior] prob = {list(prob)}: expected {len(classes)} positive numbers that sum to 1, "
+            f"in the order {', '.join(classes)}."
+        )
 
 
 def pick_device(name: str = "auto") -> torch.device:

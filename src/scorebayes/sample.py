@@ -46,11 +46,11 @@ class Guided(Score):
             raise ConfigError(
                 "guidance needs a score with a null label.", "Train with label dropout above 0."
             )
-        self.score, self.weight, self.null_class = score, weight, score.null_class
+        self.score, self.weight, self._null = score, weight, score.null_class
         self.noise, self.n_classes = score.noise, score.n_classes
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        unconditional = self.score(x_t, t, torch.full_like(y, self.null_class))
+        unconditional = self.score(x_t, t, torch.full_like(y, self._null))
         return (1 + self.weight) * self.score(x_t, t, y) - self.weight * unconditional
 
 

@@ -20,11 +20,11 @@ LAYERS = [
     ["augment", "checkpoint"],
     ["config"],
     ["likelihood", "sample", "nets", "data", "posterior", "metrics", "figures"],
-    ["calibrate", "score", "oracle", "divergence", "solve"],
-    ["table", "noise", "draws", "progress"],
+    ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
+    ["table", "spreadsheet", "noise", "draws", "progress"],
     ["errors"],
 ]
-NO_TORCH = ["posterior", "calibrate", "metrics", "table", "report", "figures"]
+NO_TORCH = ["posterior", "calibrate", "typicality", "metrics", "table", "spreadsheet", "report", "figures"]
 MATHEMATICS = [
     "noise",
     "draws",

@@ -191,7 +191,7 @@ def test_samples_come_with_their_nearest_training_images(run):
     assert picture.stat().st_size > 1000
     stored = np.load(run.path / "samples.npz")
     assert stored["images"].shape == (4, 1, 16, 16) == stored["nearest"].shape
-    assert 0 <= stored["images"].min() and stored["images"].max() <= 1
+    assert stored["images"].min() >= 0 and stored["images"].max() <= 1
     assert (stored["distance"] > 0).all()
 
 
