@@ -2,7 +2,7 @@
 # make test    all tests          make lint    style and types          make clean
 PYTHON   ?= python3.11
 DATA     ?= phantom
-RUN      ?= runs/demo
+RUN      ?= runs/demo$(if $(filter-out phantom,$(DATA)),-$(subst :,-,$(notdir $(DATA))))
 PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin

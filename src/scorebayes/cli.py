@@ -143,17 +143,21 @@ def predict(
     run_dir: RunDir,
     files: Annotated[list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, NPY, DICOM).")],
     csv: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Give the posterior of images unlike the training data too.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Classify image files. Bad files get a reason instead of a posterior; the exit code is then 3.
+    """Classify image files. Bad and unlike ones get a reason instead of a posterior; the exit code is then 3.
 
     Example: scorebayes predict runs/breast case1.dcm case2.png --out predictions.csv
     """
     from scorebayes.predict import predict_files
+    from scorebayes.spreadsheet import csv_text
 
-    frame = predict_files(_open(run_dir, device), files)
+    frame = predict_files(_open(run_dir, device), files, force=force)
     csv.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(csv, index=False)
+    csv.write_text(csv_text(frame), encoding="utf-8", errors="backslashreplace")
     bad = frame[frame["status"] != "ok"]
     out.print(f"{len(frame) - len(bad)} of {len(frame)} files classified: {csv}")
     for _, row in bad.iterrows():
@@ -241,7 +245,10 @@ def demo(
 
     metrics, path = stages.demo(run_dir, inputs.absolute_source(data))
     _show_metrics(metrics)
-    out.print(f"AUC on held-out patients: {metrics['auc']:.3f}\nreport: {path}", soft_wrap=True)
+    which = (
+        "held-out patients" if metrics["split"] == "test" else "the validation split (there is no test split)"
+    )
+    out.print(f"AUC on {which}: {metrics['auc']:.3f}\nreport: {path}", soft_wrap=True)
 
 
 def _open(run_dir: Path, device: str) -> Run:

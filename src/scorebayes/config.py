@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -100,6 +100,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "log_snr_mean": 0.5,
             "log_snr_std": 2.0,
         },
+        "likelihood": {"mean": 0.5, "std": 2.0},
     },
     "small": {"net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2}},
     # The paper's network and schedule (384 pixels, 32-64-128-256-512, CLAHE), with its faults mended: group norm, the
@@ -170,10 +171,10 @@ class Config:
         }
         return tomli_w.dumps({"seed": self.seed, **filled})
 
-    def differences(self, other: Config) -> list[str]:
-        """Fields in which two configurations differ, as ``section.field: mine -> other's``."""
+    def differences(self, other: Config, leave_out: Collection[str] = ()) -> list[str]:
+        """Fields in which two configurations differ, as ``section.field: mine -> other's``; some sections left out."""
         found = [] if self.seed == other.seed else [f"seed: {self.seed} -> {other.seed}"]
-        for name in _SECTIONS:
+        for name in (s for s in _SECTIONS if s not in leave_out):
             mine, theirs = self.sections[name], other.sections[name]
             found += [
                 f"{name}.{key}: {mine.get(key)} -> {theirs.get(key)}"

@@ -1,12 +1,14 @@
 """From a data source to the prepared images of a run, split by patient.
 
-``start_run`` makes a run directory from a source, ``resume_run`` checks that one still fits, ``load_split`` reads the
-images of a split again (from the run's cache) for the later stages.
+``start_run`` makes a run directory from a source, ``load_split`` reads the images of a split again (from the run's cache)
+for the later stages.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,12 @@ from scorebayes.data.load import ImageSet, load
 from scorebayes.data.split import leakage_audit, split_patients
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
-from scorebayes.run import Facts, Run, create_run
+from scorebayes.run import Facts, Run, create_run, require_prior
 
 LARGEST_DEFAULT_SIZE = 64
+UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
+"""What a start that was broken off leaves; config.toml is written last and makes it a run."""
+
 WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brings
 
 
@@ -50,20 +55,20 @@ def start_run(
 ) -> tuple[Run, dict[str, ImageSet]]:
     """A new run directory and its images by split ("train" and "val").
 
-    Raises ConfigError if the directory holds something already, DataError if the data cannot be used.
+    A start that was broken off is taken up where it was: prepared images are in the directory's cache. Raises ConfigError
+    if the directory holds something else or cannot be written, DataError if the data cannot be used.
     """
-    if path.exists() and any(path.iterdir()):
-        raise ConfigError(
-            f"{path}: the directory is not empty.", "Add --resume to go on with a run, or name a new one."
-        )
+    _require_writable(path)
     options = _options(layers)
     source = open_source(data, **options)
     records = source.records()
     config = resolve(*layers, {"data": {"source": data}}, preset=preset, defaults=suggest(source, records))
+    require_prior(config.prior, source.info.classes)
     splits = split_patients(records, fractions=config.data.fractions, seed=config.seed)
-    path.mkdir(parents=True, exist_ok=True)
     images, rejected = _load(source, records, config, path)
-    by_split = {name: _of_split(images, splits, name) for name in ("train", "val", "test")}
+    audit = leakage_audit(images.records, splits, images.images)
+    _judge_copies(audit, images.records)
+    by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
     if not len(by_split["train"]):
         raise DataError(
             f"{source.info.title}: no usable image in the training split.",
@@ -71,10 +76,17 @@ def start_run(
         )
     mean, std = _statistics(by_split["train"])
     counts = np.bincount(by_split["train"].labels, minlength=len(source.info.classes))
-    run = create_run(path, config, Facts(source.info, mean, std, tuple(int(n) for n in counts)), device)
+    run = Run(path, config, Facts(source.info, mean, std, tuple(int(n) for n in counts)), device)
     _write_split(run, images.records, splits)
-    run.write_json("audit.json", leakage_audit(images.records, splits, images.images))
-    run.quarantine([*source.rejected, *rejected])
+    run.write_json("audit.json", audit)
+    left_out = [*source.rejected, *rejected]
+    run.quarantine(left_out)
+    create_run(run)
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} images or table rows were left out; {path / 'quarantine.csv'} says why.",
+            stacklevel=2,
+        )
     return run, by_split
 
 
@@ -123,8 +135,55 @@ def _of_split(images: ImageSet, splits: Mapping[str, str], name: str) -> ImageSe
 
 def _statistics(images: ImageSet) -> tuple[float, float]:
     """Mean and standard deviation of the dequantised grey values, as shares of the full scale."""
-    shares = (images.images.astype(np.float64) + 0.5) / 2.0**images.bits
-    return float(shares.mean()), float(shares.std())
+    # From the histogram: exact, and without a copy of the images in float64.
+    counts = np.zeros(2**images.bits, dtype=np.int64)
+    for image in images.images:
+        counts += np.bincount(image.ravel(), minlength=len(counts))
+    shares = (np.arange(len(counts)) + 0.5) / len(counts)
+    mean = float(counts @ shares / counts.sum())
+    return mean, float(np.sqrt(counts @ np.square(shares - mean) / counts.sum()))
+
+
+def _require_writable(path: Path) -> None:
+    """Make the run directory. ConfigError if it cannot be written, or holds a run or what is none of ours."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        found = {entry.name for entry in path.iterdir() if entry.suffix != ".partial"}
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the run directory cannot be written ({error.strerror}).", "Name another one with --out."
+        ) from error
+    if found - UNFINISHED:
+        raise ConfigError(
+            f"{path}: the directory is not empty.", "Add --resume to go on with a run, or name a new one."
+        )
+
+
+def _judge_copies(audit: Mapping[str, Any], records: Sequence[Record]) -> None:
+    """Equal images on both sides of a split: DataError where we drew the line, a warning where the publisher did."""
+    official = {record.image_id: record.split for record in records}
+    across = audit["same_pixels_across_splits"]
+    for ids in across:
+        if len({official[image_id] for image_id in ids}) == 1:
+            raise DataError(
+                f"{' and '.join(ids[:2])} are the same image, but would be in different splits "
+                f"({len(across)} such groups in all).",
+                "Remove the copies, or give them the same patient_id.",
+            )
+    if across:
+        warnings.warn(
+            f"{len(across)} images are in several official splits, first {' = '.join(across[0][:2])}: figures of the test "
+            "split are too good by that. All are in audit.json.",
+            stacklevel=3,
+        )
+    within = audit["same_pixels_within_split"]
+    if within:
+        warnings.warn(
+            f"{len(within)} images occur more than once within a split, first {' = '.join(within[0][:2])}. "
+            "All are in audit.json.",
+            stacklevel=3,
+        )
 
 
 def _write_split(run: Run, records: Sequence[Record], splits: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from scorebayes.data import read_image, read_tags
 from scorebayes.errors import DataError
@@ -15,20 +16,34 @@ from scorebayes.evaluate import predictions
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
 from scorebayes.table import LogLikTable
+from scorebayes.typicality import Typicality
+
+LEAST_SHARE = 0.5  # of the model's side: an image enlarged more than twofold shows too little to judge
+EVIDENCE = ("predicted", "prob_", "raw_prob_", "log_odds", "decided")
 
 
-def predict_files(run: Run, files: Sequence[Path]) -> pd.DataFrame:
+def predict_files(run: Run, files: Sequence[Path], *, force: bool = False) -> pd.DataFrame:
     """One row per file, in the order given: class, posterior, log-odds with standard error, or the reason for none.
 
-    A file that cannot be read or prepared has the status "quarantined: ..."; the others are scored as if it were not
-    there. Random draws are keyed by the prepared pixels: the same image gets the same answer under any name.
+    Random draws are keyed by the prepared pixels: the same image gets the same answer under any name, and whatever else
+    is in ``files``. Column ``status``:
+
+    "ok"
+        there is a posterior; ``warning`` says what is unusual about the file, if anything.
+    "quarantined: ..."
+        the file cannot be read or prepared.
+    "abstained: ..."
+        the estimator failed on this image, or the image is unlike the training data (see ``scorebayes.typicality``); with
+        ``force`` the posterior of unlike images is given all the same.
     """
     tables: list[LogLikTable] = []
     reasons: dict[int, str] = {}
+    warnings = [""] * len(files)
     with progress_bar("predict", len(files)) as advance:
         for row, path in enumerate(files):
             try:
                 image = read_image(path, run.facts.info.modalities)
+                warnings[row] = _size_warning(path, image, run.config.prepare.size)
                 x = run.prepare(image, *read_tags(path))
             except DataError as error:
                 reasons[row] = str(error)
@@ -36,12 +51,38 @@ def predict_files(run: Run, files: Sequence[Path]) -> pd.DataFrame:
                 key = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
                 tables.append(run.log_lik(x, [key]))
             advance(row + 1, "")
-    frame = pd.DataFrame({"file": [str(path) for path in files]})
+    frame = pd.DataFrame({"file": [str(path) for path in files], "warning": warnings})
     if tables:
-        table = LogLikTable.concatenate(tables)
-        found = predictions(run, table, run.decision).drop(columns="image_id")
+        found = predictions(run, LogLikTable.concatenate(tables), run.decision).drop(columns="image_id")
+        found = _abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))
     for row, reason in reasons.items():
         frame.loc[row, "status"] = f"quarantined: {reason}"
     return frame
+
+
+def _abstain(frame: pd.DataFrame, judge: Typicality | None, force: bool) -> pd.DataFrame:
+    """No posterior where the estimator failed or, unless forced, the image is unlike the training data."""
+    evidence = [name for name in frame if name.startswith(EVIDENCE)]
+    for row in frame.index:
+        status, distance = frame.loc[row, "status"], frame.loc[row, "typicality"]
+        if status != "ok":
+            frame.loc[row, "status"] = f"abstained: the estimator failed ({status})"
+        elif judge is not None and not judge.is_typical(distance) and not force:
+            reason = f"distance {distance:.2f} from the training images, limit {judge.threshold:.2f}"
+            frame.loc[row, "status"] = f"abstained: atypical ({reason})"
+            frame.loc[row, evidence] = np.nan
+    return frame
+
+
+def _size_warning(path: Path, image: NDArray, side: int) -> str:
+    """What to say of an image smaller than the model's; DataError if it is far too small."""
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if longest >= side:
+        return ""
+    size = f"{width} x {height} pixels, the model works at {side}"
+    if longest < LEAST_SHARE * side:
+        raise DataError(f"{path} is too small: {size}.", "Give the original at full size.")
+    return f"small: {size}; it was enlarged"

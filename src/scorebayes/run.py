@@ -247,15 +247,18 @@ def log_lik_table(
     )  # fmt: skip
 
 
-def create_run(path: Path, config: Config, facts: Facts, device: torch.device) -> Run:
-    """Start a run directory: configuration, environment and data facts."""
-    path.mkdir(parents=True, exist_ok=True)
-    run = Run(path, config, facts, device)
-    write_atomically(path / "config.toml", config.to_toml())
-    stored = {"format": FORMAT, "pipeline": config.prepare.fingerprint, **asdict(facts.info), "mean": facts.mean}
+def create_run(run: Run) -> None:
+    """Start a run directory: data facts, environment and, last, the configuration, which makes it a run."""
+    config, facts = run.config, run.facts
+    stored = {
+        "format": FORMAT,
+        "pipeline": config.prepare.fingerprint,
+        **asdict(facts.info),
+        "mean": facts.mean,
+    }
     run.write_json("source.json", {**stored, "std": facts.std, "train_counts": list(facts.train_counts)})
-    run.write_json("environment.json", environment(device))
-    return run
+    run.write_json("environment.json", environment(run.device))
+    write_atomically(run.path / "config.toml", config.to_toml())
 
 
 def open_run(path: str | Path, device: str = "auto") -> Run:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -199,13 +200,13 @@ def decide_sequentially(
 
     Raises ConfigError for a run whose own estimator is not "denoising".
     """
-    estimator = run.likelihood
-    if not isinstance(estimator, Denoising):
+    if run.likelihood.kind != Denoising.kind:
         raise ConfigError(
             f"{run.path}: a run calibrated for {run.config.sections['likelihood']['kind']!r} cannot decide "
             "sequentially.",
             "Train or calibrate with [likelihood] kind = 'denoising'.",
         )
+    estimator = cast(Denoising, run.likelihood)
     rule = Sequential(run.calibration, run.log_prior, budget, target_error, estimator)
     with torch.no_grad():
         return rule(run.score, x, Draws(run.config.seed, keys))

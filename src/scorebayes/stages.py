@@ -10,11 +10,14 @@ import torch
 
 from scorebayes import evaluate, inputs
 from scorebayes import train as training
+from scorebayes.checkpoint import write_atomically
 from scorebayes.config import resolve
+from scorebayes.errors import ConfigError
 from scorebayes.report import write_report
 from scorebayes.run import Run, open_run, pick_device
 from scorebayes.scoring import score_split
 
+AFTER_TRAINING = ("likelihood", "prior")  # sections that only scoring and deciding depend on
 DEMO_STEPS = 600
 DEMO_MINUTES = 3.0
 
@@ -30,11 +33,7 @@ def train(
 ) -> Run:
     """From a data source to a trained and calibrated run directory."""
     if resume and (path / "config.toml").exists():
-        run = open_run(path, str(device))
-        stored = {"prepare": run.config.sections["prepare"]}
-        training.require_same(
-            run.config, resolve(*layers, {"data": {"source": data}}, preset=preset, defaults=stored)
-        )
+        run = _resume(open_run(path, str(device)), data, layers, preset)
         images = {name: inputs.load_split(run, name) for name in ("train", "val")}
     else:
         run, images = inputs.start_run(path, data, layers, preset, device)
@@ -43,6 +42,20 @@ def train(
         score_split(run, "val")
         evaluate.calibrate(run)
     return run
+
+
+def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: str) -> Run:
+    """The run, under the configuration asked for. What the weights do not depend on may have changed since it began."""
+    known = {"prepare": run.config.sections["prepare"]}
+    wanted = resolve(*layers, {"data": {"source": data}}, preset=preset, defaults=known)
+    differences = run.config.differences(wanted, leave_out=AFTER_TRAINING)
+    if differences:
+        raise ConfigError(
+            f"{run.path}: the run was started with another configuration: {'; '.join(differences)}.",
+            "Resume without these options, or use a new directory.",
+        )
+    write_atomically(run.path / "config.toml", wanted.to_toml())
+    return open_run(run.path, str(run.device))
 
 
 def demo(path: Path, data: str) -> tuple[dict[str, Any], Path]:

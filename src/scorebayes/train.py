@@ -11,6 +11,7 @@ import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from scorebayes.augment import augment
 from scorebayes.calibrate import fit_calibration
 from scorebayes.checkpoint import KEPT_STATES
-from scorebayes.config import Config, TrainConfig
+from scorebayes.config import TrainConfig
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, DataError, NumericalError
 from scorebayes.posterior import bayes
@@ -137,9 +138,9 @@ def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[
         try:
             loss = _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size)
             break
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             if size == 1:
-                raise
+                raise _too_small(run, state) from error
             size = max(1, size // 2)
     if not math.isfinite(loss):
         return loss
@@ -149,6 +150,24 @@ def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[
     state.optimizer.step()
     state.average.update_parameters(state.denoiser)
     return loss
+
+
+def _too_small(run: Run, state: _State) -> ConfigError:
+    """What to say where not even one image fits into the memory."""
+    parameters = sum(p.numel() for p in state.denoiser.parameters())
+    # Weights, gradient, two moments and the average, in float32.
+    fixed = 5 * 4 * parameters / 1e9
+    device, side = run.device, run.config.prepare.size
+    have = (
+        f" of {torch.cuda.get_device_properties(device).total_memory / 1e9:.1f} GB"
+        if device.type == "cuda"
+        else ""
+    )
+    return ConfigError(
+        f"the memory{have} of {device} is too small: {parameters / 1e6:.1f} million weights take {fixed:.2f} GB, and one "
+        f"image of {side} x {side} pixels does not fit beside them.",
+        "Lower [prepare] size (--size) or [net] channels, or use another --device.",
+    )
 
 
 def _accumulate(
@@ -257,8 +276,14 @@ def _restore(run: Run, state: _State) -> _State:
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    state.denoiser.load_state_dict(part("model."))
-    state.average.load_state_dict(part("average."))
+    try:
+        state.denoiser.load_state_dict(part("model."))
+        state.average.load_state_dict(part("average."))
+    except RuntimeError as error:  # torch's word for names and shapes that differ
+        raise ConfigError(
+            f"{run.checkpoints.folder / entry['file']}: not the weights and averaged weights of this network.",
+            "Delete the file and its entry in manifest.json to go on from the one before, or train again.",
+        ) from error
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in part("optimizer.").items():
         index, _, slot = name.partition(".")
@@ -290,8 +315,12 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def _log(file: Any, **fields: Any) -> None:
-    file.write(json.dumps(fields) + "\n")
-    file.flush()
+    """A lost line of the log is no reason to lose the training."""
+    try:
+        file.write(json.dumps(fields) + "\n")
+        file.flush()
+    except OSError as error:
+        warnings.warn(f"the training log cannot be written ({error}); training goes on.", stacklevel=2)
 
 
 @contextmanager
@@ -312,11 +341,3 @@ def _require_classes(images: ImageSet, classes: tuple[str, ...], what: str) -> N
         raise DataError(
             f"the {what} split needs at least two images of every class, it has {have}.", "Give more images."
         )
-
-
-def require_same(stored: Config, wanted: Config) -> None:
-    """ConfigError with the differences if a run is resumed under another configuration."""
-    differences = stored.differences(wanted)
-    if differences:
-        raise ConfigError(f"the run was started with another configuration: {'; '.join(differences)}.",
-                          "Resume without these options, or use a new directory.")  # fmt: skip

@@ -117,7 +117,10 @@ def test_a_broken_image_has_a_status_and_no_posterior():
     x[1, 0, 2, 2] = torch.nan
     result = rule(world, x, Draws(0, keys))
     assert result.table.status.tolist() == ["ok", "not finite", "ok", "ok"]
-    assert np.isnan(result.posterior.log_prob[1]).all() and np.isfinite(result.posterior.log_prob[[0, 2, 3]]).all()
+    assert (
+        np.isnan(result.posterior.log_prob[1]).all()
+        and np.isfinite(result.posterior.log_prob[[0, 2, 3]]).all()
+    )
     assert result.passes[1] == 1, "a broken image is not worth a second pass"
 
 

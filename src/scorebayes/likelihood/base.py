@@ -42,7 +42,10 @@ class Likelihood(Protocol):
     All classes are evaluated together on the same draws: their difference, which decides, is then paired by construction.
     """
 
-    kind: Kind
+    @property
+    def kind(self) -> Kind:
+        """Which of the three kinds of number it gives."""
+        ...
 
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
         """x [N, C, H, W] standardised, ``draws`` with one key per image -> LogProb."""

@@ -51,8 +51,8 @@ class Denoising:
 
     levels: int = 8
     repeats: int = 2
-    mean: float = 0.0
-    std: float = 2.5
+    mean: float = -1.0
+    std: float = 2.0
     flips: bool = True
     antithetic: bool = False
     images_per_call: int = 1

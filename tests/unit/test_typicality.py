@@ -1,0 +1,166 @@
+"""Images that are not of the data set are told apart from those that are, without more network evaluations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from fixtures.tiny_run import LAYER
+from PIL import Image
+
+from scorebayes import open_run, stages
+from scorebayes.data import open_source
+from scorebayes.errors import ConfigError, DataError
+from scorebayes.evaluate import evaluate
+from scorebayes.predict import predict_files
+from scorebayes.scoring import score_split
+from scorebayes.table import LogLikTable
+from scorebayes.typicality import SHARE_FLAGGED, Typicality, features, fit_typicality
+
+LEVELS, REPEATS = 6, 2
+
+
+def table_of(log_error: np.ndarray, kind: str = "class-score", seed: int = 0) -> LogLikTable:
+    """A table whose squared errors are exp(log_error [N, L]) up to the noise of the draws, for two classes."""
+    rng = np.random.default_rng(seed)
+    n = len(log_error)
+    draws = -np.exp(np.tile(log_error.T, (REPEATS, 1)) + 0.05 * rng.normal(size=(LEVELS * REPEATS, n)))
+    draws = np.stack([draws, 1.1 * draws], axis=2)
+    level = np.tile(np.arange(LEVELS), REPEATS)
+    return LogLikTable(
+        tuple(map(str, range(n))), np.zeros(n, dtype=np.int64), draws, np.repeat(level[:, None] - 3.0, n, 1), level,
+        np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), kind,
+    )  # fmt: skip
+
+
+def images(n: int, seed: int) -> np.ndarray:
+    """Log errors of images that differ in complexity, which acts on all levels: [n, L]."""
+    rng = np.random.default_rng(seed)
+    complexity = rng.normal(size=(n, 1))
+    return np.linspace(3, 5, LEVELS) + complexity * np.linspace(0.2, 1, LEVELS) + 0.1 * rng.normal(size=(n, LEVELS))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Typicality:
+    return fit_typicality(table_of(images(400, seed=1)))
+
+
+def test_about_the_nominal_share_of_images_like_the_validation_ones_is_flagged(fitted):
+    flagged = [1 - fitted.is_typical(fitted.distance(table_of(images(1000, s), seed=s))).mean() for s in range(2, 7)]
+    assert 0.3 * SHARE_FLAGGED < np.mean(flagged) < 0.05
+
+
+@pytest.mark.parametrize("shift", [-0.8, 0.8])
+@pytest.mark.parametrize("level", range(LEVELS))
+def test_an_error_too_small_or_too_large_at_one_level_is_flagged(fitted, shift, level):
+    strange = np.full((20, LEVELS), np.linspace(3, 5, LEVELS))
+    assert fitted.is_typical(fitted.distance(table_of(strange))).all()
+    strange[:, level] += shift if level < LEVELS - 1 else 5 * shift  # the finest level is complexity, which varies
+    assert not fitted.is_typical(fitted.distance(table_of(strange))).any()
+
+
+def test_a_complex_image_is_typical_if_all_its_levels_say_so(fitted):
+    complex_image = np.linspace(3, 5, LEVELS) + 1.5 * np.linspace(0.2, 1, LEVELS)
+    only_coarse = np.linspace(3, 5, LEVELS) + 1.5 * np.linspace(1, 0.2, LEVELS)
+    distance = fitted.distance(table_of(np.stack([complex_image, only_coarse])))
+    assert fitted.is_typical(distance).tolist() == [True, False]
+
+
+def test_the_best_class_is_judged_and_nats_are_taken_as_they_are():
+    table = table_of(images(10, seed=0))
+    np.testing.assert_allclose(features(table), np.log(-table.level_means[..., 0]))
+    bound = table_of(images(10, seed=0), kind="lower-bound")
+    np.testing.assert_allclose(features(bound), -bound.level_means[..., 0])
+
+
+def test_one_strange_validation_image_does_not_hide_others():
+    log_error = images(100, seed=1)
+    log_error[0] += 10
+    robust = fit_typicality(table_of(log_error))
+    assert not robust.is_typical(robust.distance(table_of(log_error[:1]))).any()
+
+
+def test_few_images_give_a_cautious_answer_and_too_few_none():
+    few = fit_typicality(table_of(images(12, seed=3)))
+    assert (1 - few.is_typical(few.distance(table_of(images(500, seed=4))))).mean() < 0.25
+    with pytest.raises(DataError, match="at least four"):
+        fit_typicality(table_of(images(3, seed=0)))
+
+
+def test_it_survives_json_and_refuses_another_estimator(fitted):
+    again = Typicality.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    table = table_of(images(5, seed=0))
+    np.testing.assert_array_equal(again.distance(table), fitted.distance(table))
+    with pytest.raises(ConfigError, match="same estimator"):
+        fitted.distance(table_of(images(5, seed=0), kind="density"))
+
+
+# --- through a trained run ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("typicality") / "run"
+    data = "phantom:n_patients=500,views=1,size=16"
+    trained = stages.train(path, data, [LAYER], "tiny", torch.device("cpu"))
+    score_split(trained, "test")
+    return trained
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A synthetic mammogram as it should be, inverted, as noise, and as good as blank."""
+    folder = tmp_path_factory.mktemp("pictures")
+    source = open_source("phantom:n_patients=4,views=1,size=16,seed=5")
+    good = np.rint(source.read(source.records()[0]) * 255).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    found = {
+        "good": good,
+        "inverted": 255 - good,
+        "noise": rng.integers(0, 256, (16, 16)).astype(np.uint8),
+        "grey": (120 + rng.integers(0, 4, (16, 16))).astype(np.uint8),
+    }
+    for name, pixels in found.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in found]
+
+
+def test_images_unlike_the_training_data_get_no_posterior(run, pictures):
+    frame = predict_files(run, pictures).set_index(np.array(["good", "inverted", "noise", "grey"]))
+    assert frame.loc["good", "status"] == "ok" and frame.loc["good", "typical"] == "yes"
+    for name in ("inverted", "noise", "grey"):
+        assert frame.loc[name, "status"].startswith("abstained: atypical"), name
+        assert frame.loc[name, ["predicted", "prob_benign", "raw_prob_benign", "log_odds", "decided"]].isna().all()
+        assert frame.loc[name, "typicality"] > frame.loc["good", "typicality"]
+
+
+def test_forced_the_posterior_is_given_and_the_mark_stays(run, pictures):
+    frame = predict_files(run, pictures, force=True)
+    assert (frame["status"] == "ok").all() and frame["prob_benign"].notna().all()
+    assert frame["typical"].tolist() == ["yes", "no", "no", "no"]
+
+
+def test_few_images_of_the_same_kind_are_flagged(run):
+    source = open_source("phantom:n_patients=300,views=1,size=16,seed=9")
+    records = source.records()
+    x = torch.cat([run.prepare(source.read(record)) for record in records])
+    judge = run.decision.typicality
+    distance = judge.distance(run.log_lik(x, [record.image_id for record in records]))
+    assert 1 - judge.is_typical(distance).mean() <= 0.08
+    assert evaluate(run, "test")["atypical"] <= 0.08 * (run.split["split"] == "test").sum()
+
+
+def test_a_run_calibrated_before_typicality_was_judged_still_opens(run, pictures, tmp_path):
+    shutil.copytree(run.path, tmp_path / "old")
+    path = tmp_path / "old" / "calibration.json"
+    stored = json.loads(path.read_text())
+    del stored["typicality"]
+    path.write_text(json.dumps(stored))
+    old = open_run(tmp_path / "old")
+    assert old.decision.typicality is None
+    frame = predict_files(old, pictures)
+    assert (frame["status"] == "ok").all()
+    assert frame["typicality"].isna().all() and (frame["typical"] == "").all()
