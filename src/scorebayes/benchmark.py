@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_softmax
+from scipy.special import softmax
 
 from scorebayes import stages
 from scorebayes.checkpoint import write_atomically
@@ -57,7 +57,9 @@ def run_benchmark(name: str, data_root: Path, runs: Path, results: Path, seeds: 
     done = [_one_seed(benchmark, source, runs / name / f"seed-{seed}", seed) for seed in seeds]
     models: dict[str, Any] = {OURS: _summary([metrics for _, metrics in done])}
     models[OURS]["training_seconds"] = [_training_seconds(run) for run, _ in done]
-    models[ENSEMBLE] = {"test": {m: _spread([v]) for m, v in _ensemble([run for run, _ in done]).items()}}
+    ensemble = _ensemble([run for run, _ in done])
+    if ensemble:
+        models[ENSEMBLE] = {"test": ensemble}
     for title in done[0][1]["baselines"]:
         models[title.replace(" ", "-")] = _summary([metrics["baselines"][title] for _, metrics in done])
     run = done[0][0]
@@ -105,16 +107,17 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
 
 
-def _ensemble(runs: Sequence[Run]) -> dict[str, float]:
-    """Metrics of the seeds' mean log-posterior, renormalised."""
+def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
+    """Metrics of the seeds' mean log-posterior, renormalised; none where the seeds drew splits of their own."""
     info = runs[0].facts.info
     frames = [pd.read_csv(run.path / "predictions-test.csv", keep_default_na=False) for run in runs]
-    log_prob = np.mean(
-        [np.log(f[[f"prob_{name}" for name in info.classes]].to_numpy(float)) for f in frames], axis=0
-    )
+    if len(runs) < 2 or any(list(frame["image_id"]) != list(frames[0]["image_id"]) for frame in frames):
+        return {}
+    prob = np.stack([frame[[f"prob_{name}" for name in info.classes]].to_numpy(float) for frame in frames])
+    log_prob = np.log(np.maximum(prob, 1e-12)).mean(axis=0)
     labels = frames[0]["label"].map({name: y for y, name in enumerate(info.classes)}).to_numpy()
-    metrics = classification_metrics(labels, np.exp(log_softmax(log_prob, axis=1)), positive=info.positive)
-    return {metric: float(metrics[metric]) for metric in METRICS}  # type: ignore[arg-type]
+    metrics = classification_metrics(labels, softmax(log_prob, axis=1), positive=info.positive)
+    return _summary([metrics])["test"]
 
 
 def _training_seconds(run: Run) -> float:

@@ -79,12 +79,14 @@ def _speed_of(run: Run, images: int, own_probe_images: int) -> dict[str, Any]:
         Contestant(PAPER, PaperFlow(shared_probe=True), images),
         Contestant(OWN_PROBES, PaperFlow(shared_probe=False), own_probe_images),
     ]
-    tables, seconds = _take_turns(run, some, contestants)
+    tables, seconds = _take_turns(run, some, contestants[:2])
+    own_tables, own_seconds = _take_turns(run, some, contestants[2:], "own probes")
+    tables, seconds = tables | own_tables, seconds | own_seconds
     positive = run.facts.info.positive
     truth = some.labels == positive
     log_odds = {
         OURS: bayes(tables[OURS], run.log_prior, run.calibration).log_odds[:, positive],
-        **{name: _raw_log_odds(tables[name], positive) for name in (PAPER, OWN_PROBES) if name in tables},
+        **{name: _raw_log_odds(tables[name], positive) for name in (PAPER, OWN_PROBES)},
     }
     auc = {name: _auc(truth[: len(values)], values) for name, values in log_odds.items()}
     difference = delong_test(truth, log_odds[OURS], log_odds[PAPER])
@@ -105,7 +107,7 @@ def _speed_of(run: Run, images: int, own_probe_images: int) -> dict[str, Any]:
         "auc_paper": auc[PAPER]["auc"],
         "nfe_per_class": float(tables[OURS].nfe.mean()),
         "ms_per_image": 1000 * ours["wall"],
-        "auc_difference": {"value": difference.difference, "ci95": difference.ci95, "p": difference.p},
+        "auc_difference": {"value": difference.difference, "ci95": difference.interval, "p": difference.p},
         "contestants": {
             name: {
                 "estimator": repr(next(c.likelihood for c in contestants if c.name == name)),
@@ -250,7 +252,9 @@ def _latency(run: Run, x: Tensor, keys: Sequence[str]) -> dict[str, Any]:
     batch = torch.arange(64) % len(x)
     names = [f"{keys[int(row)]}/{place}" for place, row in enumerate(batch)]
     own: Any = run.likelihood
-    by_call = {n: replace(own, images_per_call=n) for n in (1, 4, 16)} if own.kind == "class-score" else {1: own}
+    by_call = (
+        {n: replace(own, images_per_call=n) for n in (1, 4, 16)} if own.kind == "class-score" else {1: own}
+    )
     before = torch.get_num_threads()
     for title, threads in (("one_thread", 1), ("two_threads", 2)):
         torch.set_num_threads(threads)

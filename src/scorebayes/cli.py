@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scorebayes import __version__
+from scorebayes.cli_benchmark import app as benchmark_app
 from scorebayes.cli_data import app as data_app
 from scorebayes.errors import ScoreBayesError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(benchmark_app, name="benchmark")
 out = Console()
 
 EXIT_QUARANTINE = 3

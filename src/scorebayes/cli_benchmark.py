@@ -1,8 +1,9 @@
-"""Commands that measure: ``scorebayes benchmark speed`` and ``benchmark curves``."""
+"""Commands that measure: ``scorebayes benchmark breastmnist`` (and others), ``speed`` and ``curves``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,34 @@ app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.",
 
 RESULTS = Path("benchmarks/results")
 FIGURES = Path("benchmarks/figures")
+
+
+def _over_seeds(name: str) -> Callable[..., None]:
+    """The command that runs one accuracy benchmark."""
+
+    def command(
+        data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
+        seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ...")] = 3,
+        runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
+        out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
+    ) -> None:
+        from scorebayes.benchmark import OURS, run_benchmark
+
+        path = run_benchmark(name, data_root, runs, out, range(seeds))
+        auc = json.loads(path.read_text())["models"][OURS]["test"]["auc"]
+        typer.echo(
+            f"test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}; written: {path}"
+        )
+
+    command.__doc__ = f"""Train, score and evaluate on {name} over seeds; run again to resume.
+
+    Example: scorebayes benchmark {name} --seeds 3
+    """
+    return command
+
+
+for _name in ("breastmnist", "pneumoniamnist", "phantom"):
+    app.command(_name)(_over_seeds(_name))
 
 
 @app.command()

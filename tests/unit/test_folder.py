@@ -177,8 +177,8 @@ def test_the_path_of_a_table_may_be_given(tmp_path: Path) -> None:
         ("utf-8-sig", ",", None),
         ("utf-8", ";", "semicolons"),
         ("utf-8", "\t", "tabs"),
-        ("utf-16", ",", "utf-16"),
-        ("cp1252", ",", "cp1252"),
+        ("utf-16", ",", "UTF-16"),
+        ("cp1252", ",", "Windows-1252"),
     ],
 )
 def test_encoding_and_separator_are_found_and_warned_of(
@@ -196,11 +196,14 @@ def test_encoding_and_separator_are_found_and_warned_of(
     ("content", "message"),
     [
         (ROWS.encode("utf-16")[2:], "byte order mark"),
-        (b"path,label\n0.png,\x81\x8d", "encoding"),
+        (b"path,label\n0.png,\x81\x8d", "neither UTF-8 nor"),
         (b"", "empty"),
-        (b"path,label\n", "0 classes"),
-        (b"path,diagnosis\n0.png,benign\n", r"columns path, diagnosis\. Expected path .* label"),
-        (b"path,label,label\n0.png,a,b\n", "label 2 times"),
+        (b"path,label\n", "no rows"),
+        (
+            b"path,diagnosis\n0.png,benign\n",
+            r"lacks the column 'label or class or pathology'; it has path, diagnosis",
+        ),
+        (b"path,label,label\n0.png,a,b\n", "column 'label' twice"),
         (b"path,label\n0.png,benign\n1.png,malignant,x\n", "line 3: 3 cells"),
         (b'path,label\n0.png,benign\n"1.png,malignant\n', "line 3"),
         (b"path,label,split\n0.png,benign,trian\n", "line 2: split 'trian'"),

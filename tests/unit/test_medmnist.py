@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import types
+import urllib.request
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scorebayes.data import medmnist
 from scorebayes.data.medmnist import FLAGS, MedMnist
 from scorebayes.errors import DataError
 
@@ -128,33 +129,57 @@ def test_a_missing_file_and_an_unknown_name_are_told_apart(tmp_path: Path) -> No
         MedMnist("brestmnist")
 
 
-def test_without_the_package_the_way_by_hand_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "medmnist", None)
-    with pytest.raises(DataError, match=r"https://.*breastmnist_64\.npz by hand"):
-        MedMnist("breastmnist_64")
+@pytest.fixture
+def zenodo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the archive, and an empty cache."""
+    (tmp_path / "zenodo").mkdir()
+    monkeypatch.setattr(medmnist, "FOLDER", tmp_path / "cache")
+
+    def answer(url: str, timeout: float) -> object:
+        assert (
+            url.startswith("https://zenodo.org/records/") and url.endswith(".npz?download=1") and timeout > 0
+        )
+        name = url.rpartition("/")[2].removesuffix("?download=1")
+        return urlopen((tmp_path / "zenodo" / name).as_uri())
+
+    urlopen = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    return tmp_path / "zenodo"
 
 
-def _package(root: Path, fails: bool) -> types.ModuleType:
-    def breast(split: str, download: bool, size: int) -> types.SimpleNamespace:
-        if fails:
-            raise RuntimeError("no\nnetwork")
-        _write(root / f"breastmnist_{size}.npz")
-        return types.SimpleNamespace(root=root)
-
-    package = types.ModuleType("medmnist")
-    package.INFO = {"breastmnist": {"python_class": "BreastMNIST"}}  # type: ignore[attr-defined]
-    package.BreastMNIST = breast  # type: ignore[attr-defined]
-    return package
+def test_a_name_is_downloaded_once(zenodo: Path, tmp_path: Path) -> None:
+    served = _write(zenodo / "breastmnist_64.npz")
+    assert MedMnist("breastmnist_64").path == tmp_path / "cache" / "breastmnist_64.npz"
+    served.unlink()
+    assert MedMnist("BreastMNIST_64").info.classes == ("malignant", "normal, benign")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["breastmnist_64.npz"]
 
 
-def test_a_name_is_downloaded_by_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "medmnist", _package(tmp_path, fails=False))
-    assert MedMnist("breastmnist_64").path == tmp_path / "breastmnist_64.npz"
-
-
-def test_a_failed_download_names_the_cause_and_the_way_by_hand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("served", [True, False])
+def test_a_failed_or_changed_download_names_the_way_by_hand_and_leaves_nothing(
+    zenodo: Path, tmp_path: Path, served: bool
 ) -> None:
-    monkeypatch.setitem(sys.modules, "medmnist", _package(tmp_path, fails=True))
-    with pytest.raises(DataError, match=r"no network.*by hand"):
+    if served:
+        _write(zenodo / "breastmnist.npz")
+    with pytest.raises(DataError, match="breastmnist could not be downloaded") as caught:
         MedMnist("breastmnist")
+    for part in (
+        medmnist.URL,
+        "breastmnist.npz",
+        FLAGS["breastmnist"].md5,
+        str(tmp_path / "cache"),
+        "by hand",
+    ):
+        assert part in str(caught.value)
+    assert ("MD5 is" in str(caught.value)) == served
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_published_download_passes_the_check(
+    zenodo: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    served = _write(zenodo / "breastmnist.npz")
+    flag = replace(FLAGS["breastmnist"], md5=medmnist._md5(served))
+    monkeypatch.setattr(medmnist, "FLAGS", {"breastmnist": flag})
+    assert len(MedMnist("breastmnist_28").records()) == 13
+    assert not len(recwarn)

@@ -11,12 +11,10 @@ table doubtful stops the program.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -27,22 +25,14 @@ from numpy.typing import NDArray
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.files import require_file
 from scorebayes.data.images import SUFFIXES, image_bits, read_image
+from scorebayes.data.tables import read_table
 from scorebayes.errors import ConfigError, DataError
 
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "path": ("path", "file", "image"),
-    "label": ("label", "class", "pathology"),
-    "patient_id": ("patient_id", "patient"),
-    "split": ("split",),
-    "view": ("view",),
-    "laterality": ("laterality",),
-    "density": ("density",),
-    "vendor": ("vendor",),
-    "lesion_type": ("lesion_type",),
-}
-"""What a column may be called, best name first. Others are never copied: they may identify a person."""
-
+REQUIRED = ("path|file|image", "label|class|pathology")
 EXTRA = ("density", "vendor", "lesion_type")
+OPTIONAL = ("patient_id|patient", "split", "view", "laterality", *EXTRA)
+"""Columns by their names, best first. Others are never copied: they may identify a person."""
+
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -51,8 +41,6 @@ SPLIT_NAMES = {
 SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
 NO_LABEL = ("", "?", "-1", "n/a", "na", "nan", "unknown", "unlabelled", "unlabeled")
 POSITIVE = ("malignant", "cancer", "positive", "abnormal", "disease", "pneumonia")
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-MAX_TABLE_BYTES = 500_000_000
 PROBED = 16  # files that tell depth and colour of all
 
 
@@ -277,89 +265,26 @@ def _find_table(given: Path) -> Path | None:
     return tables[0] if tables else None
 
 
-def _table_rows(table: Path) -> Iterator[_Row]:
+def _table_rows(path: Path) -> Iterator[_Row]:
     """All rows, every cell as text. DataError, with the line, where the table is not what it seems."""
-    text = _decode(table)
-    found = {
-        sep: _columns(table, next(csv.reader(io.StringIO(text), delimiter=sep), [])) for sep in SEPARATORS
-    }
-    fitting = [sep for sep, columns in found.items() if "path" in columns and "label" in columns]
-    if not fitting:
-        header = max(
-            (next(csv.reader([text.partition("\n")[0]], delimiter=s), []) for s in SEPARATORS), key=len
-        )
-        raise DataError(
-            f"{table} has the columns {', '.join(header)[:300]}.",
-            "Expected path (or file, image) and label (or class, pathology).",
-        )
-    separator, columns = fitting[0], found[fitting[0]]
-    if separator != ("\t" if table.suffix.lower() == ".tsv" else ","):
-        warnings.warn(f"{table} is read as separated by {SEPARATORS[separator]}.", stacklevel=2)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        width = len(next(reader))
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != width:
-                raise DataError(
-                    f"{table}, line {reader.line_num}: {len(cells)} cells, the header has {width}.",
-                    "Check the quotes and separators of that line.",
-                )
-            values = {name: cells[place].strip() for name, place in columns.items()}
-            split = values.get("split", "").lower()
-            if split and split not in SPLIT_NAMES:
-                raise DataError(
-                    f"{table}, line {reader.line_num}: split {split!r} is unknown.",
-                    "Expected train, val or test.",
-                )
-            yield _Row(
-                name=_posix(table.parent, values["path"]),
-                label=values["label"],
-                patient_id=values.get("patient_id"),
-                split=SPLIT_NAMES.get(split),
-                view=values.get("view", "").upper(),
-                laterality=SIDES.get(values.get("laterality", "").lower(), ""),
-                extra={name: values[name] for name in EXTRA if name in values},
+    table = read_table(path, REQUIRED, OPTIONAL)
+    for note in table.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    for row, line in zip(table.rows, table.lines, strict=True):
+        split = row.get("split", "").lower()
+        if split and split not in SPLIT_NAMES:
+            raise DataError(
+                f"{path}, line {line}: split {split!r} is unknown.", "Expected train, val or test."
             )
-    except csv.Error as error:
-        raise DataError(
-            f"{table}, line {reader.line_num}: {error}.", "Check the quotes of that line."
-        ) from None
-
-
-def _decode(table: Path) -> str:
-    """The text of a table in UTF-8 or UTF-16 with byte order mark, or else cp1252, which is guessed."""
-    if require_file(table).st_size > MAX_TABLE_BYTES:
-        raise DataError(f"{table} is larger than {MAX_TABLE_BYTES / 1e6:.0f} MB.", "Is it a table?")
-    data = table.read_bytes()
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    if encoding == "utf-8-sig" and b"\0" in data:
-        raise DataError(f"{table} is no text, or UTF-16 without byte order mark.", "Save it as CSV in UTF-8.")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        encoding = "cp1252" if encoding == "utf-8-sig" else encoding
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{table} is in an unknown encoding ({error}).", "Save it as UTF-8.") from None
-    if encoding != "utf-8-sig":
-        warnings.warn(f"{table} is not in UTF-8; it is read as {encoding}.", stacklevel=3)
-    return text
-
-
-def _columns(table: Path, header: Sequence[str]) -> dict[str, int]:
-    """Our names of the columns -> their places."""
-    names = [re.sub(r"[\s-]+", "_", cell.strip().casefold()) for cell in header]
-    for name, n in Counter(names).items():
-        if n > 1 and any(name in aliases for aliases in COLUMNS.values()):
-            raise DataError(f"{table} has the column {name} {n} times.", "Keep one of them.")
-    return {
-        ours: names.index(present[0])
-        for ours, aliases in COLUMNS.items()
-        if (present := [alias for alias in aliases if alias in names])
-    }
+        yield _Row(
+            name=_posix(path.parent, row["path"]),
+            label=row["label"],
+            patient_id=row.get("patient_id"),
+            split=SPLIT_NAMES.get(split),
+            view=row.get("view", "").upper(),
+            laterality=SIDES.get(row.get("laterality", "").lower(), ""),
+            extra={name: row[name] for name in EXTRA if name in row},
+        )
 
 
 def _posix(root: Path, text: str) -> str:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.client
 import re
+import shutil
+import urllib.request
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +29,9 @@ from scorebayes.data.split import SPLITS
 from scorebayes.errors import DataError
 
 URL = "https://zenodo.org/records/10519652/files"
+FOLDER = Path.home() / ".medmnist"
+SIZES = ("28", "64", "128", "224")
+TIMEOUT = 60.0  # seconds without an answer
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,8 @@ class MedMnist:
 
     Parameters
     ----------
-    root: path of the npz file, or the name of a data set ("breastmnist", "breastmnist_64"), which the package
-        ``medmnist`` then downloads.
+    root: path of the npz file, or the name of a data set ("breastmnist", "breastmnist_64"), which is then
+        downloaded once into ``~/.medmnist``; the 28-pixel files are checked against their MD5 sums.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -178,8 +184,7 @@ class MedMnist:
         return _load(self.path, self.path.stat().st_mtime_ns)
 
     def _check_md5(self, published: str) -> None:
-        with self.path.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        md5 = _md5(self.path)
         if md5 != published:
             warnings.warn(
                 f"{self.path} is not the published file: MD5 {md5}, expected {published}.", stacklevel=4
@@ -216,26 +221,36 @@ def _load(path: Path, _mtime: int) -> Mapping[str, NDArray]:
 
 
 def _download(name: str) -> Path:
-    """Let the package ``medmnist`` fetch a data set by name; it checks the MD5 sum."""
+    """The file of a data set by name, fetched once into ``FOLDER``. DataError with the way by hand where that fails."""
     flag, _, size = name.lower().partition("_")
     if flag in REFUSED:
         raise DataError(f"{flag} is {REFUSED[flag]}.", "One class per image is needed.")
-    if flag not in FLAGS or not (size or "28").isdigit():
-        raise DataError(f"{name} is neither a file nor a MedMNIST data set.", f"Known: {', '.join(FLAGS)}.")
-    stem = flag if size in ("", "28") else f"{flag}_{size}"
-    by_hand = f"Download {URL}/{stem}.npz by hand and write medmnist:PATH/{stem}.npz."
+    if flag not in FLAGS or (size or "28") not in SIZES:
+        known = f"Known: {', '.join(FLAGS)}, alone or with {', '.join(f'_{size}' for size in SIZES[1:])}."
+        raise DataError(f"{name} is neither a file nor a MedMNIST data set.", known)
+    stem, published = (f"{flag}_{size}", "") if size not in ("", "28") else (flag, FLAGS[flag].md5)
+    path, url = FOLDER / f"{stem}.npz", f"{URL}/{stem}.npz?download=1"
+    if path.exists():
+        return path
+    partial = path.with_suffix(".partial")
+    checksum = f" (MD5 {published})" if published else ""
+    by_hand = f"Fetch {url}{checksum} by hand, put it into {FOLDER} as {path.name}, and start again."
     try:
-        import medmnist
-    except ImportError:
-        raise DataError(
-            f"{stem} is no file, and the package medmnist that could download it is not installed.",
-            by_hand,
-        ) from None
-    try:
-        source = getattr(medmnist, medmnist.INFO[flag]["python_class"])
-        root = source(split="train", download=True, size=int(size or 28)).root
-    except Exception as error:  # the package raises bare RuntimeError, AssertionError or what its peers raise
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, partial.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        found = _md5(partial)
+        if published and found != published:
+            raise OSError(f"its MD5 is {found}, not the published one")
+        partial.replace(path)
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        partial.unlink(missing_ok=True)
         raise DataError(
             f"{stem} could not be downloaded: {' '.join(str(error).split())[:200]}.", by_hand
         ) from error
-    return Path(root) / f"{stem}.npz"
+    return path
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
