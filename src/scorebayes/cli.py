@@ -164,7 +164,7 @@ def predict(
     out.print(f"{len(frame) - len(bad)} of {len(frame)} files classified: {csv}")
     for _, row in bad.iterrows():
         typer.echo(f"{row['file']}: {row['status']}", err=True)
-    if len(bad):
+    if bad["status"].str.startswith("quarantined").any():
         raise typer.Exit(EXIT_QUARANTINE)
 
 

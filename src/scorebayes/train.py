@@ -70,9 +70,9 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
     every = config.validate_every or max(1, math.ceil(config.steps / 10))
     rows_of_class = [np.flatnonzero(train.labels == y) for y in range(len(run.facts.classes))]
     start = time.monotonic() - state.seconds
+    log = run.path / "train.jsonl"
     with (
         _stop_on_sigterm() as stop,
-        (run.path / "train.jsonl").open("a", encoding="utf-8") as log,
         progress_bar("train", config.steps, state.step) as advance,
     ):
         while not _finished(state, config):
@@ -314,11 +314,11 @@ def _cut_log(path: Path, step: int) -> None:
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _log(file: Any, **fields: Any) -> None:
+def _log(path: Path, **fields: Any) -> None:
     """A lost line of the log is no reason to lose the training."""
     try:
-        file.write(json.dumps(fields) + "\n")
-        file.flush()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
     except OSError as error:
         warnings.warn(f"the training log cannot be written ({error}); training goes on.", stacklevel=2)
 

@@ -14,7 +14,7 @@ LAYERS = [
     ["cli", "cli_data", "cli_benchmark"],
     ["stages", "benchmark", "benchmark_speed"],
     ["predict", "gallery", "evaluate", "report"],
-    ["scoring", "train", "baselines"],
+    ["scoring", "train", "baselines", "sequential"],
     ["inputs"],
     ["run"],
     ["augment", "checkpoint"],

@@ -105,7 +105,7 @@ def test_a_directory_in_use_or_not_empty_is_refused(tmp_path):
 
 def test_resuming_under_another_configuration_names_the_difference(tmp_path):
     train_tiny(tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.5"):
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.002 -> 0\.5"):
         train_tiny(tmp_path / "run", resume=True, train={**LAYER["train"], "lr": 0.5})
 
 

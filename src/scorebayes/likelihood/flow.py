@@ -249,6 +249,8 @@ class PaperFlow:
 
     def _one(self, score: Score, x: Tensor, y: Tensor, probe: Tensor) -> FlowResult:
         """One image [1, C, H, W] under one class [1]."""
+        if not torch.isfinite(x).all():
+            return _single(float("nan"), 0, "not finite")
         noise, size, shape = score.noise, x.numel(), x.shape
         nfe = 0
 
