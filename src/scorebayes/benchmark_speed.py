@@ -353,10 +353,8 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
         "class score, antithetic": replace(own, repeats=PASSES // 2, antithetic=True),
     }
     on_val, _ = _take_turns(run, val, [Contestant(k, v, len(val)) for k, v in scored.items()], "validation")
-    bound = {"bound": DenoisingBound(levels=own.levels, repeats=PASSES)}
-    on_test, _ = _take_turns(
-        run, test, [Contestant(k, v, len(test)) for k, v in {**scored, **bound}.items()], "test"
-    )
+    on_every: dict[str, Likelihood] = {**scored, "bound": DenoisingBound(levels=own.levels, repeats=PASSES)}
+    on_test, _ = _take_turns(run, test, [Contestant(k, v, len(test)) for k, v in on_every.items()], "test")
     positive = run.facts.info.positive
     curves: dict[str, list[_Point]] = {}
     for name in scored:

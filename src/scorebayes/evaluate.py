@@ -16,6 +16,7 @@ from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import DataError
 from scorebayes.inputs import load_split
+from scorebayes.likelihood.bits import bits_per_dim
 from scorebayes.metrics import choose_threshold, classification_metrics, compare
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Decision, Run
@@ -92,6 +93,10 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     }
     if known["groups"] is not None and len(set(known["groups"])) < len(good):
         metrics["patient_level"] = _patient_level(good, posterior, known["groups"], info.positive)
+    if good.kind != "class-score":
+        own = good.nats[np.arange(len(good)), good.labels]
+        bits = bits_per_dim(own, images.images[0].size, run.facts.std, images.bits)
+        metrics["bits_per_dim"] = float(bits.mean())
     run.write_json(f"metrics-{split}{suffix(estimator)}.json", metrics)
     return metrics
 

@@ -61,7 +61,7 @@ def test_the_experiment_of_the_paper_is_one_command(tmp_path, monkeypatch):
     metrics = train_score_evaluate(tmp_path, f"vindr-mammo:{root}", "--preset", "paper", "--size", "64")
     run = tmp_path / "run"
     config = tomllib.loads((run / "config.toml").read_text())
-    assert config["prepare"] == {"size": 64, "channels": 1, "bits": 12, "steps": ["clahe"]}
+    assert config["prepare"] == {"size": 64, "channels": 1, "bits": 12, "steps": ["paper"]}
     assert (config["noise"]["kind"], config["noise"]["beta_min"], config["noise"]["beta_max"]) == (
         "vp",
         0.1,

@@ -92,6 +92,8 @@ def test_other_estimators_write_files_of_their_own(run):
         score_split(run, split, "bound")
     metrics = evaluate(run, "test", "bound")
     assert metrics["estimator"] == "bound"
+    # Eight bits of noise would take 8; an image has structure, and three hundred dimensions of few training steps little.
+    assert 0 < metrics["bits_per_dim"] < 12
     assert (run.path / "metrics-test.bound.json").exists()
     assert read_table(run, "test", "bound").nats.shape == (len(read_table(run, "test")), 2)
 
