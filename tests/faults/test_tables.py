@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fixtures.native_trees import cbis_ddsm, vindr_mammo
 
+from scorebayes.data import tables
 from scorebayes.data.cbis_ddsm import CbisDdsm
 from scorebayes.data.check import check
 from scorebayes.data.mammograms import find_table, is_plain_relative
@@ -40,6 +41,20 @@ def test_only_the_columns_asked_for_are_kept(tmp_path) -> None:
 )
 def test_column_names_match_whatever_their_case_blanks_and_underscores(tmp_path, header) -> None:
     assert read_table(table(tmp_path, f"{header}\na,1\n"), COLUMNS).rows[0]["image id"] == "a"
+
+
+def test_a_column_may_go_by_several_names_and_rows_know_their_lines(tmp_path) -> None:
+    found = read_table(table(tmp_path, 'File,class\n"a\nb",1\n\nc,0\n'), ("path|file|image", "label|class"))
+    assert [row["label"] for row in found.rows] == ["1", "0"] and found.rows[1]["path"] == "c"
+    assert found.lines == (3, 5)
+    with pytest.raises(DataError, match="lacks the column 'path or file'; it has name, class"):
+        read_table(table(tmp_path, "name,class\na,1\n"), ("path|file", "class"))
+
+
+def test_a_table_too_large_to_be_one_is_refused_unread(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "MAX_BYTES", 10)
+    with pytest.raises(DataError, match="is larger than"):
+        read_table(table(tmp_path, "image id,label\na,1\n"), COLUMNS)
 
 
 def test_line_feeds_within_quotes_belong_to_the_cell(tmp_path) -> None:
