@@ -49,8 +49,8 @@ def speed(
         list[Path], typer.Argument(metavar="RUN...", help="Trained runs; the first is the headline.")
     ],
     images: Annotated[int, typer.Option(min=2, help="Test images of each run.")] = 300,
-    own_probe_images: Annotated[
-        int, typer.Option(min=2, help="How many of them get the paper's one probe per class, too.")
+    literal_images: Annotated[
+        int, typer.Option(min=2, help="How many of them get the paper's computation to the letter, too.")
     ] = 40,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "speed.json",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
@@ -62,7 +62,7 @@ def speed(
     from scorebayes.benchmark_speed import measure_speed
     from scorebayes.run import open_run
 
-    found = measure_speed([open_run(run, device) for run in runs], images, own_probe_images)
+    found = measure_speed([open_run(run, device) for run in runs], images, literal_images)
     _write(out, found)
     typer.echo(
         f"{found['speedup_vs_paper']:.0f} times fewer seconds than the paper's computation; "

@@ -38,7 +38,7 @@ def quick(monkeypatch):
 
 def test_speed_compares_both_on_the_same_images_and_resumes(run, quick, tmp_path):
     out = tmp_path / "speed.json"
-    command = ["speed", str(run.path), "--images", "8", "--own-probe-images", "4", "--out", str(out)]
+    command = ["speed", str(run.path), "--images", "8", "--literal-images", "4", "--out", str(out)]
     result = CliRunner().invoke(cli_benchmark.app, command, catch_exceptions=False)
     assert "times fewer seconds" in result.output
     found = json.loads(out.read_text())
@@ -46,7 +46,7 @@ def test_speed_compares_both_on_the_same_images_and_resumes(run, quick, tmp_path
     assert found["nfe_per_class"] == 8 and found["speedup_vs_paper"] > 1
     detail = found["runs"][0]
     assert detail["contestants"]["paper"]["images"] == 8
-    assert detail["contestants"]["paper-own-probes"]["images"] == 4
+    assert detail["contestants"]["paper, all noise levels, a probe per class"]["images"] == 4
     assert detail["environment"]["versions"]["torch"] == torch.__version__
 
     parts = sorted((run.path / "benchmark").rglob("*.parquet"))
@@ -65,7 +65,7 @@ def test_curves_hold_every_estimator_and_the_figure_is_drawn(run, quick, tmp_pat
     curves = json.loads(out.read_text())["curves"]
     assert [point["evaluations_per_class"] for point in curves["class score"]] == [4, 8, 12, 16]
     assert [point["evaluations_per_class"] for point in curves["class score, antithetic"]] == [8, 16]
-    assert {"bound", "sequential", "probability flow, Heun"} <= set(curves)
+    assert {"bound", "bound, all noise levels", "sequential", "probability flow, Heun"} <= set(curves)
     assert all(4 <= point["evaluations_per_class"] <= 16 for point in curves["sequential"])
     text = figure.read_text()
     assert text.lstrip().startswith("<?xml") and "sequential" in text

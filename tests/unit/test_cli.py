@@ -14,6 +14,8 @@ import pytest
 from fixtures.tiny_run import DATA
 from PIL import Image
 
+from scorebayes.data import open_source
+
 COMMANDS = [
     "train",
     "score",
@@ -99,8 +101,9 @@ def test_the_whole_way_leaves_the_files_that_are_documented(folder):
 
 
 def test_predict_writes_a_row_per_file_and_tells_a_bad_one_by_its_exit_code(folder):
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (16, 16)).astype(np.uint8)).save(folder / "run" / "good.png")
+    source = open_source(DATA)
+    pixels = np.rint(source.read(source.records()[0]) * 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "run" / "good.png")
     (folder / "run" / "bad.dcm").write_text("<html>not found</html>")
     done = scorebayes("predict", "run", "run/good.png", "run/bad.dcm", "--out", "run/out.csv", cwd=folder)
     assert done.returncode == 3
@@ -108,6 +111,12 @@ def test_predict_writes_a_row_per_file_and_tells_a_bad_one_by_its_exit_code(fold
     frame = pd.read_csv(folder / "run" / "out.csv")
     assert frame["status"].tolist()[0] == "ok" and frame["status"].tolist()[1].startswith("quarantined")
     assert frame.loc[0, ["prob_benign", "prob_malignant"]].sum() == pytest.approx(1)
+    Image.fromarray(255 - pixels).save(folder / "run" / "inverted.png")
+    done = scorebayes("predict", "run", "run/inverted.png", "--out", "run/out.csv", cwd=folder)
+    assert done.returncode == 0 and "abstained: atypical" in done.stderr  # the file itself is sound
+    done = scorebayes("predict", "run", "run/inverted.png", "--out", "run/out.csv", "--force", cwd=folder)
+    assert done.returncode == 0 and not done.stderr
+    assert pd.read_csv(folder / "run" / "out.csv").loc[0, "typical"] == "no"
 
 
 @pytest.mark.parametrize(
