@@ -100,7 +100,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "log_snr_mean": 0.5,
             "log_snr_std": 2.0,
         },
-        "likelihood": {"mean": 0.5, "std": 2.0},
+        "likelihood": {"mean": 0.5, "std": 2.0, "repeats": 2},
     },
     "small": {"net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2}},
     # The paper's network and schedule (384 pixels, 32-64-128-256-512, CLAHE), with its faults mended: group norm, the

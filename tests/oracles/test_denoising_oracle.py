@@ -95,7 +95,7 @@ def test_the_standard_error_of_two_draws_a_level_has_the_right_mean_square():
 
     (With flips it errs on the safe side: what differs between an image and its mirror image counts as chance.)
     """
-    log_odds, std_error = repeated_log_odds(Denoising(flips=False))
+    log_odds, std_error = repeated_log_odds(Denoising(repeats=2, flips=False))
     assert 0.8 < np.sqrt(log_odds.var(0, ddof=1).mean() / np.square(std_error).mean()) < 1.1
 
 

@@ -44,9 +44,9 @@ def fixed(rule, world, x, keys, passes, seed=0):
 
 def test_an_early_decision_is_seldom_another_than_that_of_many_draws():
     world, rule = world_of(2), rule_of(2, budget=6, target_error=0.1)
-    x, keys = images(world, 60)
+    x, keys = images(world, 40)
     result = rule(world, x, Draws(0, keys))
-    truth = fixed(rule, world, x, keys, 100, seed=1)
+    truth = fixed(rule, world, x, keys, 60, seed=1)
     early = result.decided
     assert 0.3 < early.mean() < 1.0
     wrong = result.posterior.predict()[early] != truth.predict()[early]

@@ -50,7 +50,7 @@ class Denoising:
     """
 
     levels: int = 8
-    repeats: int = 2
+    repeats: int = 4
     mean: float = -1.0
     std: float = 2.0
     flips: bool = True
