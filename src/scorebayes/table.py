@@ -46,7 +46,7 @@ class LogLikTable:
         """log p(x|y), or its bound, in nats of the standardised image [N, Y]. A class score has none: NumericalError."""
         if self.kind == "class-score":
             raise NumericalError(
-                "the table holds class scores (minus squared denoising errors), which are no log-likelihoods.",
+                "the table holds class scores (logs of denoising errors), which are no log-likelihoods of the images.",
                 "Use the posterior, or score with the estimator 'flow' or 'bound' for nats.",
             )
         return self.draws.mean(axis=0)

@@ -76,9 +76,8 @@ class Typicality:
 
 
 def features(table: LogLikTable) -> NDArray[np.float64]:
-    """What is judged, per level [N, L]: the log of the squared error, or minus the log-likelihood, of the best class."""
-    best = -table.level_means.max(axis=2)
-    return np.log(np.maximum(best, _LEAST_ERROR)) if table.kind == "class-score" else best
+    """What is judged, per level [N, L]: minus the value of the best class (for the class score, a log of its error)."""
+    return -table.level_means.max(axis=2)
 
 
 def fit_typicality(table: LogLikTable, *, share: float = SHARE_FLAGGED, seed: int = 0) -> Typicality:

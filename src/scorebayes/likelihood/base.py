@@ -20,7 +20,7 @@ class LogProb:
     """What one estimator says of N images under each of Y classes, from K draws shared by the classes.
 
     draws: [K, N, Y] float64. For the kinds "density" and "lower-bound" their mean over K is log p(x|y) in nats (or a
-        bound of it) in the standardised coordinates given; for "class-score" a draw is minus a squared denoising error,
+        bound of it) in the standardised coordinates given; for "class-score" a draw is -D/2 log of a denoising error,
         which is no log-likelihood and reaches the posterior through its calibration only.
     log_snr: [K, N], noise level of each draw; NaN where a draw spans all levels (flow).
     level: [K], index of the stratum that the draw belongs to, 0 where there is only one.

@@ -6,9 +6,9 @@ Two estimators share the evaluations and must never be confused:
   equality, for a trained one the bound that diffusion models are trained on. The errors are compared with those of the
   optimal denoiser of white images, on the same noise, which takes most of the variance away:
   log p(x|y) = log N(x; 0, I) + 1/2 integral E (||eps - eps_hat_white||^2 - ||eps - eps_hat||^2) d lambda.
-* ``Denoising``, the class score: minus the squared errors, noise level by noise level. Not a log-likelihood; it reaches
-  the posterior through weights fitted on validation data (Clark & Jaini 2023, arXiv 2303.15233; Li et al. 2023,
-  arXiv 2303.16203 use fixed ones).
+* ``Denoising``, the class score: -D/2 times the log of the error, noise level by noise level. No log-likelihood of the
+  image; it reaches the posterior through weights fitted on validation data (Clark & Jaini 2023, arXiv 2303.15233; Li et
+  al. 2023, arXiv 2303.16203 use the error itself and fixed weights).
 
 Noise and noise level of a draw are the same for all classes, so that what differs is the class alone. Draws come in
 passes, each of one draw per noise level, and are numbered pass by pass: few passes are the beginning of many.
@@ -64,7 +64,7 @@ class Denoising:
         _require_positive(self, "levels", "repeats", "std", "images_per_call", "rows_per_call")
 
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
-        """x [N, C, H, W] standardised -> levels x repeats draws of minus the squared error."""
+        """x [N, C, H, W] standardised -> levels x repeats draws of the class score."""
         values, log_snr = self.passes(score, x, draws, range(self.repeats))
         level = np.tile(np.arange(self.levels), self.repeats)
         return _log_prob(values, log_snr, level, self.kind, evaluations=2 if self.antithetic else 1)
@@ -74,7 +74,7 @@ class Denoising:
     ) -> tuple[NDArray[np.float64], Tensor]:
         """Some passes over the noise levels, under all classes or those given.
 
-        x [N, C, H, W], numbers of the passes, classes [Y] -> minus squared errors [P * levels, N, Y], log-SNR
+        x [N, C, H, W], numbers of the passes, classes [Y] -> class scores [P * levels, N, Y], log-SNR
         [N, P * levels].
         """
         first, stop = numbers.start * self.levels, numbers.stop * self.levels
@@ -91,10 +91,24 @@ class Denoising:
         log_snr = log_snr_at(place)
         errors = noise.squared_errors(score, x, log_snr, mirrored)
         if not self.antithetic:
-            return -errors, log_snr
+            return _class_score(errors, x[0].numel()), log_snr
         reflected = log_snr_at(1 - place)
         others = noise.squared_errors(score, x, reflected, ~mirrored & self.flips, negated=True)
-        return -0.5 * (errors + others), 0.5 * (log_snr + reflected)
+        return _class_score(errors, x[0].numel(), others), 0.5 * (log_snr + reflected)
+
+
+def _class_score(
+    errors: NDArray[np.float64], dims: int, others: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """-D/2 log(||eps - eps_hat||^2 / D), the mean of two evaluations where there are ``others``.
+
+    It is the log-likelihood of the residual as Gaussian noise of unknown size, at its best size. Against the squared error
+    itself it asks by what *share* of the image's error a class is better: an image of much texture has larger errors
+    under all classes, and larger differences by chance.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = -0.5 * dims * np.log(errors / dims)
+        return score if others is None else 0.5 * (score - 0.5 * dims * np.log(others / dims))
 
 
 @dataclass(frozen=True)
