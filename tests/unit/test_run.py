@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.inputs import load_split
-from scorebayes.likelihood import LIKELIHOODS
 from scorebayes.predict import predict_files
 from scorebayes.scoring import read_table, score_split, table_path
 
@@ -63,7 +63,7 @@ def test_an_image_alone_or_among_others_gives_the_same_numbers(run):
 def test_several_images_in_one_call_agree_to_a_millionth_in_the_posterior(run):
     images = load_split(run, "test").subset(range(4))
     x = run.standardise(images.images)
-    batched = LIKELIHOODS["denoising"](levels=4, repeats=2, images_per_call=4)
+    batched = dataclasses.replace(run.likelihood, images_per_call=4)
     one = scorebayes.bayes(run.log_lik(x, images.keys), run.log_prior, run.calibration)
     many = scorebayes.bayes(run.log_lik(x, images.keys, batched), run.log_prior, run.calibration)
     np.testing.assert_allclose(one.prob, many.prob, atol=1e-6)
