@@ -37,7 +37,7 @@ from scorebayes.run import Run, log_lik_table
 from scorebayes.score import Denoiser, ScoreModel, training_loss
 
 MAX_ROLLBACKS = 3
-FINAL_VALIDATIONS = 4
+FINAL_IMAGES = 300  # looked at, over all validations, for the last choice between checkpoints
 
 
 @dataclass
@@ -128,13 +128,12 @@ def _choose_finally(run: Run, state: _State, val: ImageSet) -> None:
     best = run.checkpoints.best()
     if best.get("final"):
         return
+    passes = math.ceil(FINAL_IMAGES / min(len(val), run.config.train.val_images))
     losses = []
     contender = run.new_denoiser()
     contender.load_state_dict(run.checkpoints.load(best))
     for denoiser in (contender, state.averaged):
-        each = [
-            validate(run, denoiser, val, _seed(run.config.seed, -2 - i))[0] for i in range(FINAL_VALIDATIONS)
-        ]
+        each = [validate(run, denoiser, val, _seed(run.config.seed, -2 - i))[0] for i in range(passes)]
         losses.append(float(np.mean(each)))
     step, chosen = (best["step"], contender) if losses[0] <= losses[1] else (state.step, state.averaged)
     run.checkpoints.save("step", step, chosen.state_dict(), val_log_loss=min(losses), final=True)
