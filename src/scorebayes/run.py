@@ -132,7 +132,8 @@ class Run:
         ``keys`` name the images' random draws: the same key and image give the same numbers, alone or in a batch.
         ``likelihood``: an estimator; by default the one of the configuration.
         """
-        return log_lik_table(likelihood or self.likelihood, self.score, x, keys, self.config.seed)
+        likelihood = likelihood or self.likelihood
+        return log_lik_table(likelihood, self.score_for(likelihood), x, keys, self.config.seed)
 
     @cached_property
     def log_prior(self) -> NDArray[np.float64]:
@@ -189,6 +190,12 @@ class Run:
                 "Restore these files as training wrote them, or train again.",
             ) from error
         return ScoreModel(denoiser.eval(), self.config.build("noise"))
+
+    def score_for(self, likelihood: Likelihood) -> ScoreModel:
+        """The trained score in the precision that an estimator needs: float32 for what claims to be nats."""
+        if likelihood.kind == "class-score":
+            return self.score
+        return ScoreModel(Denoiser(self.score.denoiser.net, torch.float32).eval(), self.score.noise)
 
     @property
     def likelihood(self) -> Likelihood:

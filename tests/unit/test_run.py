@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.inputs import load_split
+from scorebayes.likelihood import DenoisingBound, Flow, PaperFlow
 from scorebayes.predict import predict_files
 from scorebayes.scoring import read_table, score_split, table_path
 
@@ -98,6 +100,24 @@ def test_other_estimators_write_files_of_their_own(run):
     assert read_table(run, "test", "bound").nats.shape == (len(read_table(run, "test")), 2)
 
 
+@pytest.mark.parametrize("kind", ["flow", "paper", "bound"])
+def test_a_network_trained_in_half_precision_gives_nats_too(run, tmp_path, kind):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    config = copy / "config.toml"
+    config.write_text(config.read_text().replace('precision = "fp32"', 'precision = "bf16"'))
+    half = scorebayes.open_run(copy)
+    assert half.precision == torch.bfloat16
+    images = load_split(half, "test").subset([0])
+    easy = {
+        "flow": Flow(solver="heun", steps=2),
+        "paper": PaperFlow(rtol=0.1, atol=0.1),
+        "bound": DenoisingBound(levels=2),
+    }
+    table = half.log_lik(half.standardise(images.images), images.keys, easy[kind])
+    assert table.status.tolist() == ["ok"] and np.isfinite(table.nats).all()
+
+
 def test_metrics_have_what_the_documentation_promises(run):
     metrics = evaluate(run, "test")
     for name in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"):
@@ -145,8 +165,6 @@ def test_opening_what_is_no_run_says_how_to_make_one(tmp_path):
 
 
 def test_weights_that_were_tampered_with_are_refused(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
     weights = next((copy / "checkpoints").glob("step-*.safetensors"))
@@ -163,8 +181,6 @@ def test_the_split_asked_for_must_exist(run):
 
 
 def test_a_given_prior_is_used_and_checked(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
     config = (copy / "config.toml").read_text()
