@@ -36,7 +36,7 @@ def test_grey_values_are_exact(tmp_path: Path, name: str, stored: np.ndarray) ->
 
 def test_dicom_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + bytes(50))
-    monkeypatch.setattr("scorebayes.data.images.read_dicom", lambda path: f"pixels of {path.name}")
+    monkeypatch.setattr("scorebayes.data.images.read_dicom", lambda path, **_: f"pixels of {path.name}")
     monkeypatch.setattr("scorebayes.data.images.dicom_bits", lambda path: 12)
     assert open_image(tmp_path / "a") == "pixels of a"
     assert image_bits(tmp_path / "a") == 12
