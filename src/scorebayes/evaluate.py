@@ -5,6 +5,7 @@ Threshold and calibration come from the validation split; the split evaluated is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
 
     good = table.usable()
     posterior = bayes(good, run.log_prior, decision.calibration)
-    images = load_split(run, split)
+    images = _in_order(load_split(run, split), good.keys)
     _write_thumbnails(run, images, good, posterior)
     groups = patients[table.status == "ok"]
     known: dict[str, Any] = {
@@ -142,12 +143,17 @@ def _baseline(
 ) -> dict:
     """Metrics of logistic regression on the same images, and its paired comparison with the posterior."""
     fit = fit_logistic(load_split(run, "train"), load_split(run, "val"))
-    row_of = {key: row for row, key in enumerate(images.keys)}
-    prob = fit(images.subset([row_of[key] for key in good.keys]))
+    prob = fit(images)
     return {
         **classification_metrics(good.labels, prob, **known),
         **compare(good.labels, posterior.prob, prob, **known),
     }
+
+
+def _in_order(images: ImageSet, keys: Sequence[str]) -> ImageSet:
+    """The images with these ids, row by row."""
+    row_of = {key: row for row, key in enumerate(images.keys)}
+    return images.subset([row_of[key] for key in keys])
 
 
 def _write_thumbnails(run: Run, images: ImageSet, good: LogLikTable, posterior: Posterior) -> None:
@@ -155,12 +161,11 @@ def _write_thumbnails(run: Run, images: ImageSet, good: LogLikTable, posterior: 
     order = np.argsort(-posterior.prob[np.arange(len(good)), good.labels], kind="stable")
     middle = len(order) // 2
     shown = np.unique(np.concatenate([np.arange(len(order))[part] for part in _parts(middle)]))
-    row_of = {key: row for row, key in enumerate(images.keys)}
-    keys = [good.keys[i] for i in order[shown]]
-    pictures = np.stack([images.images[row_of[key]] for key in keys]) * (255.0 / (2**images.bits - 1))
+    chosen = images.subset(order[shown])
+    pictures = chosen.images * (255.0 / (2**chosen.bits - 1))
     grey = pictures[:, 0] if pictures.shape[1] == 1 else pictures.transpose(0, 2, 3, 1)
     np.savez_compressed(
-        run.path / "thumbnails.npz", image_id=np.array(keys, dtype=str), images=grey.astype(np.uint8)
+        run.path / "thumbnails.npz", image_id=np.array(chosen.keys, dtype=str), images=grey.astype(np.uint8)
     )
 
 

@@ -132,8 +132,7 @@ class Run:
         ``keys`` name the images' random draws: the same key and image give the same numbers, alone or in a batch.
         ``likelihood``: an estimator; by default the one of the configuration.
         """
-        likelihood = likelihood or self.likelihood
-        return log_lik_table(likelihood, self.score_for(likelihood), x, keys, self.config.seed)
+        return log_lik_table(likelihood or self.likelihood, self.score, x, keys, self.config.seed)
 
     @cached_property
     def log_prior(self) -> NDArray[np.float64]:
@@ -191,12 +190,6 @@ class Run:
             ) from error
         return ScoreModel(denoiser.eval(), self.config.build("noise"))
 
-    def score_for(self, likelihood: Likelihood) -> ScoreModel:
-        """The trained score in the precision that an estimator needs: float32 for what claims to be nats."""
-        if likelihood.kind == "class-score":
-            return self.score
-        return ScoreModel(Denoiser(self.score.denoiser.net, torch.float32).eval(), self.score.noise)
-
     @property
     def likelihood(self) -> Likelihood:
         return self.config.build("likelihood")
@@ -241,9 +234,14 @@ class Run:
 def log_lik_table(
     likelihood: Likelihood, score: Score, x: Tensor, keys: Sequence[str], seed: int
 ) -> LogLikTable:
-    """Evaluate an estimator on standardised images [N, C, H, W], whose random draws are named by ``keys``."""
+    """Evaluate an estimator on standardised images [N, C, H, W], whose random draws are named by ``keys``.
+
+    What claims to be nats is computed in float32, whatever the network was trained in.
+    """
     if len(keys) != len(x):
         raise ConfigError(f"{len(x)} images but {len(keys)} keys.")
+    if likelihood.kind != "class-score":
+        score = score.in_float32()
     start = time.perf_counter()
     with torch.no_grad():
         found = likelihood(score, x, Draws(seed, keys))

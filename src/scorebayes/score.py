@@ -34,6 +34,10 @@ class Score(abc.ABC):
         rows = torch.arange(len(x_t), device=x_t.device).repeat_interleave(self.n_classes)
         return self(x_t[rows], t[rows], y).unflatten(0, (len(x_t), self.n_classes))
 
+    def in_float32(self) -> Score:
+        """The same score without half precision, whose derivatives cannot be taken everywhere."""
+        return self
+
 
 class Denoiser(nn.Module):
     """A backbone, preconditioned: (z, log_snr, y) -> the expected clean image E[x_0 | z, y].
@@ -99,6 +103,11 @@ class ScoreModel(Score):
         alpha_t, sigma_t, log_snr = self._scales(x_t, t)
         x_0 = self.denoiser.all_classes(x_t / alpha_t, log_snr)
         return (alpha_t[:, None] * x_0 - x_t[:, None]) / sigma_t.square()[:, None]
+
+    def in_float32(self) -> ScoreModel:
+        return ScoreModel(
+            Denoiser(self.denoiser.net, torch.float32).train(self.denoiser.training), self.noise
+        )
 
     def _scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha_t, sigma_t [B, 1, 1, 1] in the dtype of x_t and log-SNR [B] in float64."""

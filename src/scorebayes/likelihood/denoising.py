@@ -89,26 +89,23 @@ class Denoising:
             return (self.mean + self.std * torch.special.ndtri(quantile)).clamp(low, high)
 
         log_snr = log_snr_at(place)
-        errors = noise.squared_errors(score, x, log_snr, mirrored)
+        values = _class_score(noise.squared_errors(score, x, log_snr, mirrored), x[0].numel())
         if not self.antithetic:
-            return _class_score(errors, x[0].numel()), log_snr
+            return values, log_snr
         reflected = log_snr_at(1 - place)
         others = noise.squared_errors(score, x, reflected, ~mirrored & self.flips, negated=True)
-        return _class_score(errors, x[0].numel(), others), 0.5 * (log_snr + reflected)
+        return 0.5 * (values + _class_score(others, x[0].numel())), 0.5 * (log_snr + reflected)
 
 
-def _class_score(
-    errors: NDArray[np.float64], dims: int, others: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """-D/2 log(||eps - eps_hat||^2 / D), the mean of two evaluations where there are ``others``.
+def _class_score(errors: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
+    """-D/2 log(||eps - eps_hat||^2 / D).
 
     It is the log-likelihood of the residual as Gaussian noise of unknown size, at its best size. Against the squared error
     itself it asks by what *share* of the image's error a class is better: an image of much texture has larger errors
     under all classes, and larger differences by chance.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        score = -0.5 * dims * np.log(errors / dims)
-        return score if others is None else 0.5 * (score - 0.5 * dims * np.log(others / dims))
+        return -0.5 * dims * np.log(errors / dims)
 
 
 @dataclass(frozen=True)
