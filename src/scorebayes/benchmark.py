@@ -1,4 +1,4 @@
-"""Benchmarks: train, score and evaluate over seeds, and sum the results up in one JSON file.
+"""Benchmarks: train, score and evaluate our model and the baselines over seeds, and sum the results up in one JSON file.
 
 Every seed has a run directory of its own under ``runs/benchmarks/<name>/``; what is finished there is not done again.
 All choices are made on training and validation images; the test split is read once per seed.
@@ -8,86 +8,270 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import softmax
 
 from scorebayes import stages
+from scorebayes.baselines import (
+    BASELINES,
+    fit_baseline,
+    open_baseline,
+    predict_baseline,
+    read_predictions,
+    score_step_cost,
+    score_steps,
+)
 from scorebayes.checkpoint import write_atomically
-from scorebayes.errors import DataError
+from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
-from scorebayes.metrics import classification_metrics
+from scorebayes.metrics import classification_metrics, clustered_bootstrap, holm
 from scorebayes.run import Run, environment, pick_device
 from scorebayes.scoring import score_split
+from scorebayes.spreadsheet import plain
 
 METRICS = (
     "auc", "accuracy", "balanced_accuracy", "sensitivity_at_90_specificity", "log_loss", "brier", "ece",
 )  # fmt: skip
 OURS = "scorebayes-generative"
 ENSEMBLE = "scorebayes-generative-ensemble"
+QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
+N_BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set under the data root, and the budget every seed gets."""
+    """A data set under the data root, the budget every seed gets, and the baselines that are compared with.
+
+    network_steps: of the baselines' networks; None: what costs as many multiply-adds as the training of our model.
+    """
 
     source: str
     steps: int = 3000
     preset: str = "small"
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    network_steps: int | None = None
+
+    def quick(self) -> Benchmark:
+        """A try of a few minutes, to see that all works: its figures mean nothing."""
+        return replace(
+            self, steps=min(self.steps, QUICK_STEPS), preset="tiny", network_steps=QUICK_NETWORK_STEPS
+        )
 
 
 BENCHMARKS = {
     "breastmnist": Benchmark("medmnist:{root}/medmnist/breastmnist.npz"),
     "pneumoniamnist": Benchmark("medmnist:{root}/medmnist/pneumoniamnist.npz"),
+    "ddsm64": Benchmark("ddsm64:{root}/ddsm64"),
     "phantom": Benchmark("phantom", steps=1500, preset="tiny"),
 }
 
 
-def run_benchmark(name: str, data_root: Path, runs: Path, results: Path, seeds: Sequence[int]) -> Path:
-    """Run a benchmark over seeds and write ``<results>/<name>.json``. DataError if the data are absent."""
+@dataclass(frozen=True)
+class _Outcome:
+    """What one seed answered: [N] labels and patients, posterior [N, Y] of every model; metrics of the run."""
+
+    run: Run
+    metrics: Mapping[str, Any]
+    labels: NDArray[np.int64]
+    groups: tuple[str, ...]
+    prob: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def baselines(self) -> dict[str, Mapping[str, Any]]:
+        """Metrics of the baselines by name."""
+        return {entry["name"]: entry for entry in self.metrics["baselines"].values()}
+
+
+def run_benchmark(
+    name: str,
+    data_root: Path,
+    runs: Path,
+    results: Path,
+    seeds: Sequence[int],
+    *,
+    baselines: Sequence[str] | None = None,
+    quick: bool = False,
+) -> Path:
+    """Run a benchmark over seeds and write ``<results>/<name>.json`` (``<name>-quick.json``).
+
+    ``baselines``: names to compare with, instead of the benchmark's own. DataError if the data are absent, ConfigError
+    for an unknown baseline.
+    """
     benchmark = BENCHMARKS[name]
+    if baselines is not None:
+        benchmark = replace(benchmark, baselines=require_known(baselines))
+    stem = f"{name}-quick" if quick else name
+    benchmark = benchmark.quick() if quick else benchmark
     source = benchmark.source.format(root=data_root.resolve())
     if source != benchmark.source and not Path(source.partition(":")[2]).exists():
         raise DataError(f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root.")
-    done = [_one_seed(benchmark, source, runs / name / f"seed-{seed}", seed) for seed in seeds]
-    models: dict[str, Any] = {OURS: _summary([metrics for _, metrics in done])}
-    models[OURS]["training_seconds"] = [_training_seconds(run) for run, _ in done]
-    ensemble = _ensemble([run for run, _ in done])
+    done = [_one_seed(benchmark, source, runs / stem / f"seed-{seed}", seed) for seed in seeds]
+    first, metrics = done[0].run, done[0].metrics
+    compared = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
+    models: dict[str, Any] = {OURS: {**_summary([o.metrics for o in done]), "cost": _own_cost(done)}}
+    models[OURS]["training_seconds"] = models[OURS]["cost"]["training_seconds"]
+    ensemble = _ensemble([outcome.run for outcome in done])
     if ensemble:
-        models[ENSEMBLE] = {"test": ensemble}
-    for title in done[0][1]["baselines"]:
-        models[title.replace(" ", "-")] = _summary([metrics["baselines"][title] for _, metrics in done])
-    run = done[0][0]
+        models[ENSEMBLE] = {"test": ensemble, "cost": _of_all(models[OURS]["cost"])}
+    for baseline in compared:
+        each = [outcome.baselines[baseline] for outcome in done]
+        models[baseline] = {**_summary(each), "cost": _baseline_cost(done, baseline)}
     content = {
         "benchmark": name,
-        "command": f"scorebayes benchmark {name} --seeds {len(seeds)}",
+        "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
+        + ("" if baselines is None else f" --baselines {','.join(baselines) or 'none'}")
+        + (" --quick" if quick else ""),
+        "quick": quick,
         "seeds": list(seeds),
         "steps": benchmark.steps,
         "preset": benchmark.preset,
-        "test_images": done[0][1]["n"],
-        "estimator": run.config.sections["likelihood"],
-        "nfe_per_class": done[0][1]["nfe_per_class"],
-        "majority_accuracy": done[0][1]["majority_accuracy"],
+        "test_images": metrics["n"],
+        "estimator": first.config.sections["likelihood"],
+        "nfe_per_class": metrics["nfe_per_class"],
+        "majority_accuracy": metrics["majority_accuracy"],
         "models": models,
-        "environment": environment(run.device),
+        "paired": {OURS: _paired(done, compared)},
+        "environment": environment(first.device),
         "written": time.strftime("%Y-%m-%d"),
     }
     results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{name}.json"
+    path = results / f"{stem}.json"
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
-def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> tuple[Run, dict[str, Any]]:
+def require_known(names: Sequence[str]) -> tuple[str, ...]:
+    """ConfigError for a name that is no baseline."""
+    for name in names:
+        if name not in BASELINES:
+            raise ConfigError(f"unknown baseline {name!r}.", f"Known: {', '.join(BASELINES)}.")
+    return tuple(names)
+
+
+def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> _Outcome:
     layers = [{"seed": seed, "train": {"steps": benchmark.steps}}]
     run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
     score_split(run, "test")
-    return run, evaluate(run, "test")
+    for name in benchmark.baselines:
+        fit_baseline(run, name, benchmark.network_steps)
+        for split in ("val", "test"):
+            predict_baseline(run, name, split)
+    metrics = evaluate(run, "test")
+    return _outcome(run, metrics)
+
+
+def _outcome(run: Run, metrics: Mapping[str, Any]) -> _Outcome:
+    """The stored posteriors of all models, of the test images that ours could answer."""
+    classes = run.facts.classes
+    columns = [f"prob_{name}" for name in classes]
+    own = pd.read_csv(run.path / "predictions-test.csv", keep_default_na=False, dtype=str)
+    own = own[own["status"] == "ok"]
+    own = own.assign(image_id=own["image_id"].map(plain))
+    prob = {OURS: own[columns].to_numpy(np.float64)}
+    for entry in metrics["baselines"].values():
+        frame = read_predictions(run, entry["name"], "test")
+        assert frame is not None  # it is where the metrics come from
+        prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
+    labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
+    groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
+    return _Outcome(run, metrics, labels, tuple(groups), prob)
+
+
+def _paired(done: Sequence[_Outcome], rivals: Sequence[str]) -> dict[str, Any]:
+    """Our AUC minus that of every rival; p-values also adjusted for the number of rivals (Holm)."""
+    positive = done[0].run.facts.info.positive
+    found = {rival: seed_mean_difference(done, OURS, rival, positive) for rival in rivals}
+    adjusted = holm([lead["auc_difference_p"] for lead in found.values()])
+    for (rival, lead), p in zip(found.items(), adjusted, strict=True):
+        intervals = [ci for o in done if (ci := o.baselines[rival].get("auc_difference_ci95")) is not None]
+        lead["auc_difference_p_holm"] = float(p)
+        if len(intervals) == len(done):
+            lead["auc_difference_ci95_of_seeds"] = np.mean(intervals, axis=0).tolist()
+    return found
+
+
+def seed_mean_difference(done: Sequence[_Outcome], first: str, second: str, positive: int) -> dict[str, Any]:
+    """AUC of one model minus that of another, mean over the seeds, with interval and p by the bootstrap over patients.
+
+    A patient is drawn for all seeds together: seeds with the same test split are no further patients. The mean of the
+    seeds' own intervals (DeLong) is wider, as it does not know that the seeds' chance averages out.
+    """
+    differences = [
+        _weighted_difference(o.labels == positive, o.prob[first][:, positive], o.prob[second][:, positive])
+        for o in done
+    ]
+    ends = np.cumsum([len(o.labels) for o in done])[:-1]
+
+    def by_seed(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        parts = np.split(weights, ends, axis=1)
+        return np.stack([f(part) for f, part in zip(differences, parts, strict=True)], axis=1)
+
+    groups = [group for outcome in done for group in outcome.groups]
+    values = by_seed(np.ones((1, len(groups))))[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = clustered_bootstrap(lambda w: by_seed(w).mean(axis=1), groups, n_bootstrap=N_BOOTSTRAP)
+    draws = draws[np.isfinite(draws)]  # a replicate without any case of a class has no AUC
+    tail = min((draws <= 0).sum(), (draws >= 0).sum()) + 1  # the observed one counts too: no p of zero
+    return {
+        "auc_difference": float(values.mean()),
+        "auc_difference_values": values.tolist(),
+        "auc_difference_ci95": np.quantile(draws, [0.025, 0.975]).tolist(),
+        "auc_difference_p": float(min(1.0, 2 * tail / (len(draws) + 1))),
+    }
+
+
+def _weighted_difference(
+    truth: NDArray[np.bool_], first: NDArray[np.float64], second: NDArray[np.float64]
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Case weights [R, N] -> difference of two AUCs [R], as the mean over pairs of a positive and a negative case."""
+    pairs = _wins(truth, first) - _wins(truth, second)
+
+    def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        positives, negatives = weights[:, truth], weights[:, ~truth]
+        return ((positives @ pairs) * negatives).sum(1) / (positives.sum(1) * negatives.sum(1))
+
+    return difference
+
+
+def _wins(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1 + np.sign(score[truth][:, None] - score[~truth]))
+
+
+def _own_cost(done: Sequence[_Outcome]) -> dict[str, Any]:
+    """Of training and of prediction, seed by seed. Multiply-adds: of the training, forward and backward."""
+    runs = [outcome.run for outcome in done]
+    return {
+        "training_seconds": [_training_seconds(run) for run in runs],
+        "multiply_adds": [score_steps(run) * score_step_cost(run) for run in runs],
+        "ms_per_image": [1000 * outcome.metrics["seconds_per_image"] for outcome in done],
+        "parameters": sum(p.numel() for p in runs[0].new_denoiser().parameters()),
+    }
+
+
+def _baseline_cost(done: Sequence[_Outcome], name: str) -> dict[str, Any]:
+    """As of our own model; tuning beside. Not every baseline has multiply-adds: None."""
+    records = [open_baseline(outcome.run, name).record for outcome in done]
+    return {
+        "training_seconds": [record["seconds"] for record in records],
+        "tuning_seconds": [record.get("seconds_tuning", 0.0) for record in records],
+        "multiply_adds": [record.get("multiply_adds") for record in records],
+        "tuning_multiply_adds": [record.get("multiply_adds_tuning") for record in records],
+        "ms_per_image": [1000 * outcome.baselines[name]["seconds_per_image"] for outcome in done],
+        "parameters": records[0]["parameters"],
+    }
+
+
+def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What the mean of the seeds' posteriors costs: all of them."""
+    lists = {key: [sum(value)] for key, value in cost.items() if isinstance(value, list)}
+    return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
 
 
 def _summary(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

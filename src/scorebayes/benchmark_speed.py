@@ -58,19 +58,24 @@ class Contestant:
 # -- speed --------------------------------------------------------------------------------------------------------------
 
 
-def measure_speed(runs: Sequence[Run], images: int, literal_images: int) -> dict[str, Any]:
+def measure_speed(runs: Sequence[Run], images: Sequence[int], literal_images: int) -> dict[str, Any]:
     """The run's estimator against ``PaperFlow`` on test images; the keys at the top are those of the first run.
+
+    ``images``: how many of each run, the last number for all runs that are left.
 
     ``paper`` is given its best chance: one probe for all classes (the source draws one per class) and only the noise
     levels that the network was trained on (the source integrates up to t = 1e-5, where a network that saw few images
     with so little noise adds errors of hundreds of nats). The literal computation is measured on ``literal_images``.
     """
-    details = [_speed_of(run, images, literal_images) for run in runs]
+    each = [*images, *[images[-1]] * len(runs)][: len(runs)]
+    details = [_speed_of(run, n, min(n, literal_images)) for run, n in zip(runs, each, strict=True)]
     top = ("speedup_vs_paper", "auc", "auc_paper", "nfe_per_class", "ms_per_image")
     return {
         **{key: details[0][key] for key in top},
         "runs": details,
-        "command": f"scorebayes benchmark speed {' '.join(str(run.path) for run in runs)} --images {images}",
+        "command": " ".join(
+            ["scorebayes benchmark speed", *(str(run.path) for run in runs), *(f"--images {n}" for n in images)]
+        ),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
 

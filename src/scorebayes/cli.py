@@ -106,6 +106,26 @@ def train(
 
 
 @app.command()
+def tune(run_dir: RunDir, device: Device = "auto") -> None:
+    """Fit on the validation split where in noise the evaluations fall; used from then on if it is better.
+
+    Example: scorebayes tune runs/breast
+    """
+    from scorebayes.tune import tune
+
+    run = _open(run_dir, device)
+    with run.locked():
+        found = tune(run)
+    for name, (mean, std), loss in (
+        ("so far", found.before, found.log_loss_before),
+        ("fitted", found.fitted, found.log_loss_fitted),
+    ):
+        out.print(f"{name}: log-SNR {mean:.2f} +- {std:.2f}, validation log-loss {loss:.4f}")
+    done = "the fitted levels are used from now on" if found.better else "the levels stay as they were"
+    _say_next(done, f"scorebayes score {run_dir} --split test")
+
+
+@app.command()
 def score(
     run_dir: RunDir,
     split: Split = "test",
@@ -128,8 +148,42 @@ def score(
 
 
 @app.command()
+def baseline(
+    run_dir: RunDir,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0 or vit.",
+        ),
+    ],
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Steps of a network; by default, what costs as much as the run's own training."
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train another classifier on the same images, tuned and calibrated on the same validation split, for comparison.
+
+    Example: scorebayes baseline runs/breast resnet18
+    """
+    from scorebayes.baselines import fit_baseline, predict_baseline
+
+    run = _open(run_dir, device)
+    with run.locked():
+        found = fit_baseline(run, name, steps)
+        splits = [split for split in ("val", "test") if (run.split["split"] == split).any()]
+        for split in splits:
+            predict_baseline(run, name, split)
+    done = f"{found.record['title']}: validation log-loss {found.record['val_log_loss']:.4f}"
+    _say_next(f"{done}, {found.record['seconds']:.0f} s", f"scorebayes evaluate {run_dir} --split {splits[-1]}")
+
+
+@app.command()
 def evaluate(run_dir: RunDir, split: Split = "test", estimator: Estimator = "") -> None:
-    """Posterior, predictions and metrics of a scored split, beside logistic regression on pixels.
+    """Posterior, predictions and metrics of a scored split, beside the baselines that were trained.
 
     Example: scorebayes evaluate runs/breast --split test
     """
@@ -148,16 +202,25 @@ def predict(
     force: Annotated[
         bool, typer.Option("--force", help="Give the posterior of images unlike the training data too.")
     ] = False,
+    prior: Annotated[
+        str,
+        typer.Option(
+            help="Class prior where the files come from: prevalence of the positive class (0.01), one number per class "
+            "(0.2,0.3,0.5), train or uniform; by default the run's own. The threshold moves with it."
+        ),
+    ] = "",
     device: Device = "auto",
 ) -> None:
     """Classify image files. Bad and unlike ones get a reason instead of a posterior; the exit code is then 3.
 
     Example: scorebayes predict runs/breast case1.dcm case2.png --out predictions.csv
     """
-    from scorebayes.predict import predict_files
+    from scorebayes.predict import predict_files, read_prior
     from scorebayes.spreadsheet import csv_text
 
-    frame = predict_files(_open(run_dir, device), files, force=force)
+    run = _open(run_dir, device)
+    log_prior = read_prior(prior, run) if prior else None
+    frame = predict_files(run, files, force=force, log_prior=log_prior)
     csv.parent.mkdir(parents=True, exist_ok=True)
     csv.write_text(csv_text(frame), encoding="utf-8", errors="backslashreplace")
     bad = frame[frame["status"] != "ok"]
@@ -166,6 +229,61 @@ def predict(
         typer.echo(f"{row['file']}: {row['status']}", err=True)
     if bad["status"].str.startswith("quarantined").any():
         raise typer.Exit(EXIT_QUARANTINE)
+
+
+@app.command()
+def explain(
+    run_dir: RunDir,
+    file: Annotated[Path | None, typer.Argument(help="Image file; or none, with --split.")] = None,
+    split: Annotated[
+        str, typer.Option(help="Explain the cases of this split whose pictures the report shows.")
+    ] = "",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write; by default RUN/explained/FILE.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="Class explained; by default the positive one of two, the predicted of more.")
+    ] = "",
+    counterfactual: Annotated[bool, typer.Option(help="Show the image as the other class, too.")] = True,
+    log_snr: Annotated[
+        float | None, typer.Option(help="Turning point of the counterfactual; lower changes more.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps of the counterfactual.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance of the counterfactual; more changes more.")
+    ] = None,
+    prior: Annotated[str, typer.Option(help="Class prior where the file comes from, as in predict.")] = "",
+    device: Device = "auto",
+) -> None:
+    """Which pixels decided, noise level by noise level: pictures, arrays and figures whose sum is the log-odds.
+
+    Example: scorebayes explain runs/breast case.dcm
+    """
+    from scorebayes.counterfactual import START, STEPS
+    from scorebayes.explain import explain_cases, explain_file, read_class
+    from scorebayes.predict import read_prior
+
+    if (file is None) == (split == ""):
+        raise typer.BadParameter("give an image file or --split, one of the two")
+    run = _open(run_dir, device)
+    if file is None:
+        _say_next(f"evidence: {explain_cases(run, split)}", f"scorebayes report {run_dir}")
+        return
+    folder = folder or run_dir / "explained" / file.stem
+    found = explain_file(
+        run, file, folder,
+        target=read_class(target, run), log_prior=read_prior(prior, run) if prior else None,
+        with_counterfactual=counterfactual, guidance=guidance,
+        log_snr=START if log_snr is None else log_snr, steps=STEPS if steps is None else steps,
+    )  # fmt: skip
+    for text in found["warnings"]:
+        typer.echo(f"warning: {text}", err=True)
+    out.print(
+        f"log-odds of {found['target']}: {found['log_odds']:.2f} +- {found['log_odds_std_error']:.2f} = evidence "
+        f"{found['evidence']:.2f} + bias and prior {found['offset']:.2f}\nwritten: {folder}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 @app.command()

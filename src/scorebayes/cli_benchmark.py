@@ -1,4 +1,4 @@
-"""Commands that measure: ``scorebayes benchmark breastmnist`` (and others), ``speed`` and ``curves``."""
+"""Commands that measure: ``scorebayes benchmark breastmnist`` (and others), ``speed``, ``curves``, ``data-curves``."""
 
 from __future__ import annotations
 
@@ -20,26 +20,44 @@ def _over_seeds(name: str) -> Callable[..., None]:
 
     def command(
         data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
-        seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ...")] = 3,
+        seeds: Annotated[
+            int | None, typer.Option(min=1, help="Runs with the seeds 0, 1, ... [default: 3; 1 with --quick]")
+        ] = None,
+        baselines: Annotated[
+            str, typer.Option(help="Names with commas, all or none, of the classifiers to compare with.")
+        ] = "all",
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Few steps of the tiny preset; a file of its own.")
+        ] = False,
         runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
         out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
+        figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
     ) -> None:
         from scorebayes.benchmark import OURS, run_benchmark
+        from scorebayes.benchmark_figures import draw_costs
 
-        path = run_benchmark(name, data_root, runs, out, range(seeds))
-        auc = json.loads(path.read_text())["models"][OURS]["test"]["auc"]
-        typer.echo(
-            f"test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}; written: {path}"
-        )
+        names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
+        n_seeds = seeds or (1 if quick else 3)
+        path = run_benchmark(name, data_root, runs, out, range(n_seeds), baselines=names, quick=quick)
+        found = json.loads(path.read_text())
+        figure = figures / f"{path.stem}-costs.svg"
+        draw_costs(found, figure)
+        for model, values in found["models"].items():
+            auc = values["test"]["auc"]
+            typer.echo(f"{model}: test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}")
+        for rival, lead in found["paired"][OURS].items():
+            low, high = lead["auc_difference_ci95"]
+            typer.echo(f"minus {rival}: {lead['auc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        typer.echo(f"written: {path}, {figure}")
 
-    command.__doc__ = f"""Train, score and evaluate on {name} over seeds; run again to resume.
+    command.__doc__ = f"""Train, score and evaluate our model and the baselines on {name} over seeds; run again to resume.
 
     Example: scorebayes benchmark {name} --seeds 3
     """
     return command
 
 
-for _name in ("breastmnist", "pneumoniamnist", "phantom"):
+for _name in ("breastmnist", "pneumoniamnist", "ddsm64", "phantom"):
     app.command(_name)(_over_seeds(_name))
 
 
@@ -48,7 +66,9 @@ def speed(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Trained runs; the first is the headline.")
     ],
-    images: Annotated[int, typer.Option(min=2, help="Test images of each run.")] = 300,
+    images: Annotated[
+        list[int] | None, typer.Option(min=2, help="Test images; once, or once for each run. [default: 300]")
+    ] = None,
     literal_images: Annotated[
         int, typer.Option(min=2, help="How many of them get the paper's computation to the letter, too.")
     ] = 40,
@@ -62,7 +82,7 @@ def speed(
     from scorebayes.benchmark_speed import measure_speed
     from scorebayes.run import open_run
 
-    found = measure_speed([open_run(run, device) for run in runs], images, literal_images)
+    found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images)
     _write(out, found)
     typer.echo(
         f"{found['speedup_vs_paper']:.0f} times fewer seconds than the paper's computation; "
@@ -91,6 +111,169 @@ def curves(
     _write(out, found)
     draw_curves(found, figure)
     typer.echo(f"written: {out}, {figure}")
+
+
+@app.command()
+def evidence(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Trained runs; a phantom run gives the lesion share."),
+    ],
+    images: Annotated[int, typer.Option(min=2, help="Test images of each run.")] = 60,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Training steps of the ResNet-18; by default what the score cost."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "evidence.json",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Evidence maps against saliencies of a ResNet-18: share in the known lesion, and deletion test.
+
+    Example: scorebayes benchmark evidence runs/demo runs/breast
+    """
+    from scorebayes.benchmark_evidence import measure_evidence
+    from scorebayes.run import open_run
+
+    found = measure_evidence([open_run(run, device) for run in runs], images, steps=steps)
+    _write(out, found)
+    for name, measured in found["runs"].items():
+        shares = (measured["lesion"] or {"methods": {}})["methods"]
+        for method, of in shares.items():
+            typer.echo(f"{name}: {of['share']['mean']:.3f} of {method} in the lesion")
+    typer.echo(f"written: {out}")
+
+
+@app.command("data-curves")
+def data_curves(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: breastmnist, phantom, ...")],
+    vary: Annotated[str, typer.Option(help="per-class, imbalance or label-noise.")],
+    values: Annotated[str, typer.Option(help="For example 5,10,all; by default the curve's own.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ... at every value.")] = 3,
+    models: Annotated[
+        str, typer.Option(help="scorebayes and baselines to compare with.")
+    ] = "scorebayes,resnet18,logistic",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps of the tiny preset; files of their own.")
+    ] = False,
+    reduce_val: Annotated[
+        bool, typer.Option("--reduce-val", help="Reduce the validation split like the training split.")
+    ] = False,
+    data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
+    runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
+    out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
+    figures: Annotated[Path, typer.Option(help="Folder for the figure.")] = FIGURES,
+) -> None:
+    """AUC of all models against the number, the imbalance or the wrong labels of training images; resumes.
+
+    Example: scorebayes benchmark data-curves breastmnist --vary per-class
+    """
+    from scorebayes.benchmark_data import Study, default_values, measure_curve, parse_values
+
+    chosen = parse_values(values) if values else default_values(vary)
+    names = tuple(part.strip() for part in models.split(","))
+    study = Study(name, vary, chosen, tuple(range(seeds)), names, quick, reduce_val)
+    path = measure_curve(study, data_root, runs, out, figures)
+    typer.echo(f"written: {path}, {figures / path.stem}.svg")
+
+
+@app.command()
+def ood(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
+    images: Annotated[int, typer.Option(min=2, help="Images of every foreign kind.")] = 50,
+    data_root: Annotated[Path, typer.Option(help="Folder with other data sets.")] = Path("../shared/data"),
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "ood.json",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Images of another kind: which are declined, by typicality and by likelihood; run again to resume.
+
+    Example: scorebayes benchmark ood runs/breast
+    """
+    from scorebayes.benchmark_ood import measure_ood
+    from scorebayes.run import open_run
+
+    found = measure_ood(open_run(run_dir, device), images, data_root)
+    _write(out, found)
+    typer.echo(
+        f"foreign images declined: {found['worst_flagged']:.0%} or more of every kind; "
+        f"test images declined: {found['in_distribution']['flagged']:.1%}; written: {out}"
+    )
+
+
+@app.command()
+def robustness(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A trained run; its baselines are compared.")
+    ],
+    images: Annotated[int, typer.Option(min=4, help="Test images.")] = 100,
+    severities: Annotated[str, typer.Option(help="Some of 1 to 5, separated by commas.")] = "1,2,3,4,5",
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "robustness.json",
+    figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "robustness.svg",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """AUC, accuracy and log-loss under twelve corruptions, beside the baselines; run again to resume.
+
+    Example: scorebayes benchmark robustness runs/breast --severities 1,3,5
+    """
+    from scorebayes.benchmark_robustness import OURS, draw_robustness, measure_robustness
+    from scorebayes.errors import ConfigError
+    from scorebayes.run import open_run
+
+    try:
+        chosen = [int(part) for part in severities.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"severities {severities!r}.", "Give numbers such as 1,3,5.") from error
+    found = measure_robustness(open_run(run_dir, device), images, chosen)
+    _write(out, found)
+    draw_robustness(found, figure)
+    summary = found["summary"][OURS]
+    typer.echo(
+        f"mean AUC {summary['mean_auc']:.3f} under corruption, {summary['auc_lost']:.3f} less than on clean images; "
+        f"written: {out}, {figure}"
+    )
+
+
+@app.command()
+def adversarial(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
+    images: Annotated[int, typer.Option(min=1, help="Test images.")] = 32,
+    peer: Annotated[
+        str, typer.Option(help="Baseline that is attacked, too; trained if it is not.")
+    ] = "resnet18",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of the Square attack for each image.")] = 100,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Draws of every noise level in a step on our model.")
+    ] = 1,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "adversarial.json",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Accuracy under a gradient attack and a query attack, of the model and of a baseline.
+
+    Example: scorebayes benchmark adversarial runs/breast --images 32
+    """
+    from scorebayes.benchmark_adversarial import measure_adversarial
+    from scorebayes.run import open_run
+
+    found = measure_adversarial(open_run(run_dir, device), images, peer, steps, queries, repeats)
+    _write(out, found)
+    for row in found["results"]:
+        typer.echo(f"{row['model']}, {row['attack']} {row['budget']}/255: accuracy {row['accuracy']:.2f}")
+    typer.echo(f"written: {out}")
+
+
+@app.command()
+def page(
+    results: Annotated[Path, typer.Option(help="Folder with the JSON files.")] = RESULTS,
+    figures: Annotated[Path, typer.Option(help="Folder with the figures.")] = FIGURES,
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/benchmarks.md"),
+) -> None:
+    """Tables and figures of all results as one Markdown page; what was not run is named with its command.
+
+    Example: scorebayes benchmark page
+    """
+    from scorebayes.benchmark_page import write_page
+
+    typer.echo(f"written: {write_page(results, figures, out)}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

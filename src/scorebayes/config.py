@@ -36,11 +36,20 @@ class DataConfig:
 
     source: KIND[:PATH], see ``scorebayes train --help``. options: of that kind, for example a label convention.
     fractions: train, validation, test.
+    per_class: training patients per class (images where there are no patients), drawn with the run's seed; all by
+    default. imbalance: patients of the other class per patient of the positive one, which is made the rare one; with
+    ``per_class`` the total stays what it is at 1:1. label_noise: share of the training patients that get a wrong label.
+    reduce_val: the same for the validation split, scaled down to what it has; by default it is kept as it is. The test
+    split never changes.
     """
 
     source: str
     options: dict[str, Any] | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    per_class: Count | None = None
+    imbalance: Size | None = None
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    reduce_val: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,20 @@ class TrainConfig:
     batch: images in a step. lr: peak learning rate, after ``warmup`` steps, falling to zero as a cosine.
     ema: decay of the averaged weights, which are the ones used. null_label: share of labels dropped.
     log_snr_mean, log_snr_std: of the normal density from which noise levels are drawn, stratified over the batch.
+    uniform: share of the noise levels drawn evenly over the whole range of the forward process instead, so that what
+    integrates over that range (log-likelihoods in nats, sampling) meets no level that the network never saw.
     flip: mirror left and right at random. augment: probability of the geometric augmentation, told to the network so
     that it does not leak; rotate [degrees], zoom [standard deviation of log], shift [share of the side]: its ranges.
+    cross_entropy: weight of a discriminative term, the cross-entropy of the classes' errors on the same noise; 0 keeps the
+    model purely generative, above 0 it is a hybrid, which trains without null labels.
+    init: a run directory whose weights are the start: of the same network; the label embedding is taken over where the
+    number of classes is the same.
     balance: draw classes equally often. clip: largest norm of the gradient. micro_batch: images at a time in one step
     (0 = all), for small memories. precision: of the network's arithmetic; "auto" takes bf16 where the processor has it.
     validate_every: steps between validations (0 = 10 times in all); val_images: how many images it looks at.
     """
 
-    steps: Count = 3000
+    steps: Count = 2000
     minutes: Size | None = None
     batch: Count = 64
     lr: Size = 1e-3
@@ -68,11 +83,14 @@ class TrainConfig:
     null_label: Fraction = 0.1
     log_snr_mean: float = -1.0
     log_snr_std: Size = 2.4
+    uniform: Fraction = 0.1
     flip: bool = True
     augment: Annotated[float, Field(ge=0, le=1)] = 0.8
     rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
     zoom: Fraction = 0.1
     shift: Fraction = 0.1
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    init: str = ""
     balance: bool = True
     clip: Size = 1.0
     micro_batch: Annotated[int, Field(ge=0)] = 0
@@ -102,7 +120,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "likelihood": {"mean": 0.5, "std": 2.0, "repeats": 2},
     },
-    "small": {"net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2}},
+    # The label in the decoder only: all classes of a noised image share one pass of the encoder.
+    "small": {
+        "net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2, "label_in": "decoder"}
+    },
     # The paper's network and schedule (384 pixels, 32-64-128-256-512, CLAHE), with its faults mended: group norm, the
     # label passed, EMA, dequantisation. Its step rate decay is replaced by the cosine.
     "paper": {
@@ -185,18 +206,18 @@ class Config:
 
 
 def resolve(
-    *layers: Mapping[str, Any], preset: str = "small", defaults: Mapping[str, Any] | None = None
+    *layers: Mapping[str, Any], preset: str | None = "small", defaults: Mapping[str, Any] | None = None
 ) -> Config:
     """Merge what the data set suggests (``defaults``), the preset and the layers (later ones win); check every field.
 
-    Raises ConfigError naming section and field, with the nearest known name where one is unknown.
+    Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming section and field, with the nearest known name where one is unknown.
     """
-    if preset not in PRESETS:
+    if preset is not None and preset not in PRESETS:
         raise ConfigError(
             f"unknown preset {preset!r}{_nearest(preset, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
         )
     merged: dict[str, Any] = {"seed": 0}
-    for layer in (defaults or {}, PRESETS[preset], *layers):
+    for layer in (defaults or {}, PRESETS[preset] if preset else {}, *layers):
         for key, value in layer.items():
             if key not in ("seed", *_SECTIONS):
                 raise ConfigError(

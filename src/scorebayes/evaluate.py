@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from scorebayes.baselines import fit_logistic
+from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
 from scorebayes.calibrate import Calibration, fit_calibration
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import DataError
 from scorebayes.inputs import load_split
 from scorebayes.likelihood.bits import bits_per_dim
-from scorebayes.metrics import choose_threshold, classification_metrics, compare
-from scorebayes.posterior import Posterior, bayes
+from scorebayes.metrics import choose_threshold, classification_metrics, compare, holm
+from scorebayes.pooling import Units, fit_pooling
+from scorebayes.posterior import Posterior, bayes, prior_log_odds
 from scorebayes.run import Decision, Run
 from scorebayes.scoring import read_table, suffix
 from scorebayes.spreadsheet import csv_text
@@ -27,6 +29,7 @@ from scorebayes.table import LogLikTable
 from scorebayes.typicality import fit_typicality
 
 THRESHOLD_RULE = "youden"
+PROBABILITY_METRICS = ("log_loss", "brier", "ece", "calibration_", "saturated")
 THUMBNAILS = 6  # of the best, of the median and of the worst cases
 
 
@@ -35,14 +38,20 @@ def calibrate(run: Run, estimator: str = "") -> Decision:
     table = read_table(run, "val", estimator).usable()
     shares = np.log(np.bincount(table.labels, minlength=len(run.facts.classes)) / len(table))
     calibration = fit_calibration(table, shares, seed=run.config.seed)
-    prob = bayes(table, run.log_prior, calibration).prob
-    threshold = choose_threshold(table.labels, prob, THRESHOLD_RULE, positive=run.facts.info.positive)
-    decision = Decision(calibration, threshold, fit_typicality(table, seed=run.config.seed))
+    posterior, positive = bayes(table, run.log_prior, calibration), run.facts.info.positive
+    threshold = choose_threshold(table.labels, posterior.prob, THRESHOLD_RULE, positive=positive)
+    pooling = fit_pooling(
+        _units(run, table.keys),
+        posterior.log_odds[:, positive],
+        table.labels == positive,
+        prior_log_odds(run.log_prior, positive),
+    )
+    typicality = fit_typicality(table, seed=run.config.seed)
+    decision = Decision(calibration, threshold, typicality, run.log_prior, pooling)
     run.write_json(
         f"calibration{suffix(estimator)}.json",
         {
             **decision.to_dict(),
-            "log_prior": run.log_prior.tolist(),
             "fitted_on": "val",
             "estimator": estimator or run.config.sections["likelihood"]["kind"],
             "threshold_rule": THRESHOLD_RULE,
@@ -58,8 +67,8 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         raise DataError(
             f"the split {split!r} has images without a label.", "Use 'scorebayes predict' for them."
         )
-    decision = calibrate(run, estimator) if estimator else run.decision
     info = run.facts.info
+    decision = calibrate(run, estimator) if estimator else run.decision.under(run.log_prior, info.positive)
     patients = run.split.set_index("image_id")["patient_id"].reindex(list(table.keys)).to_numpy()
     frame = predictions(run, table, decision)
     frame.insert(1, "patient_id", patients)
@@ -90,10 +99,10 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "at_threshold": classification_metrics(
             good.labels, posterior.prob, threshold=decision.threshold, **known
         ),
-        "baselines": {"logistic regression on pixels": _baseline(run, images, good, posterior, known)},
+        "raw": _probability_metrics(_raw_posterior(run, good, decision), good, known),
+        "baselines": _baselines(run, split, good, posterior, known),
     }
-    if known["groups"] is not None and len(set(known["groups"])) < len(good):
-        metrics["patient_level"] = _patient_level(good, posterior, known["groups"], info.positive)
+    metrics |= _pooled_levels(run, good, posterior, decision)
     if good.kind != "class-score":
         own = good.nats[np.arange(len(good)), good.labels]
         bits = bits_per_dim(own, images.images[0].size, run.facts.std, images.bits)
@@ -102,16 +111,23 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     return metrics
 
 
-def predictions(run: Run, table: LogLikTable, decision: Decision) -> pd.DataFrame:
+def predictions(
+    run: Run, table: LogLikTable, decision: Decision, log_prior: NDArray | None = None
+) -> pd.DataFrame:
     """One row per image; empty where it failed.
 
-    Columns: class, calibrated and raw posterior, log-odds with standard error, whether the error leaves a decision, and
-    the distance from typical images with whether it is within the threshold (empty in runs that did not judge it).
+    Columns: most probable class, calibrated and raw posterior, log-odds with standard error, whether they are above the
+    frozen threshold and whether the error leaves a decision, and the distance from typical images with whether it is
+    within the threshold (empty in runs that did not judge it). ``log_prior`` [Y]: another prior than the run's; the
+    threshold moves with it, as ``Decision.under`` says.
     """
     classes, positive = run.facts.classes, run.facts.info.positive
+    log_prior = run.log_prior if log_prior is None else log_prior
+    decision = decision.under(log_prior, positive)
     good = table.usable()
-    posterior = bayes(good, run.log_prior, decision.calibration)
-    raw = bayes(good, run.log_prior, _one_temperature(good, decision.calibration))
+    posterior = bayes(good, log_prior, decision.calibration)
+    raw = bayes(good, log_prior, _one_temperature(good, decision.calibration))
+    above = posterior.prob[:, positive] >= decision.threshold
     undecided = posterior.undecided(positive, decision.threshold)
     columns = {"predicted": np.asarray(classes, dtype=object)[posterior.predict()]}
     columns |= {f"prob_{name}": posterior.prob[:, y] for y, name in enumerate(classes)}
@@ -119,6 +135,7 @@ def predictions(run: Run, table: LogLikTable, decision: Decision) -> pd.DataFram
     columns |= {
         "log_odds": posterior.log_odds[:, positive],
         "log_odds_std_error": posterior.log_odds_std_error[:, positive],
+        "above_threshold": np.where(above, "yes", "no"),
         "decided": np.where(undecided, "no", "yes"),
     }
     judge = decision.typicality
@@ -130,6 +147,16 @@ def predictions(run: Run, table: LogLikTable, decision: Decision) -> pd.DataFram
     return frame.assign(nfe=table.nfe * len(classes), seconds=table.seconds, status=table.status)
 
 
+def _raw_posterior(run: Run, table: LogLikTable, decision: Decision) -> Posterior:
+    return bayes(table, run.log_prior, _one_temperature(table, decision.calibration))
+
+
+def _probability_metrics(posterior: Posterior, table: LogLikTable, known: dict[str, Any]) -> dict[str, Any]:
+    """What calibration changes, each with its interval."""
+    found = classification_metrics(table.labels, posterior.prob, **known)
+    return {name: value for name, value in found.items() if name.startswith(PROBABILITY_METRICS)}
+
+
 def _one_temperature(table: LogLikTable, calibration: Calibration) -> Calibration:
     """The same evidence without fitted level weights and bias: what "raw" means for a table of this kind."""
     if table.kind != "class-score":
@@ -138,16 +165,31 @@ def _one_temperature(table: LogLikTable, calibration: Calibration) -> Calibratio
     return Calibration(flat, np.zeros_like(calibration.bias), calibration.level_log_snr, calibration.kind)
 
 
-def _baseline(
-    run: Run, images: ImageSet, good: LogLikTable, posterior: Posterior, known: dict[str, Any]
-) -> dict:
-    """Metrics of logistic regression on the same images, and its paired comparison with the posterior."""
-    fit = fit_logistic(load_split(run, "train"), load_split(run, "val"))
-    prob = fit(images)
-    return {
-        **classification_metrics(good.labels, prob, **known),
-        **compare(good.labels, posterior.prob, prob, **known),
-    }
+def _baselines(
+    run: Run, split: str, good: LogLikTable, posterior: Posterior, known: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Metrics of every baseline with predictions of the same images, and its paired comparison with the posterior.
+
+    Logistic regression is fitted where it is not there yet; the others by ``scorebayes baseline``.
+    """
+    fit_baseline(run, "logistic")
+    predict_baseline(run, "logistic", split)
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind in BASELINES.items():
+        frame = read_predictions(run, name, split)
+        if frame is None:
+            continue
+        prob = frame.loc[list(good.keys), [f"prob_{c}" for c in run.facts.classes]].to_numpy()
+        found[kind.title] = {
+            "name": name,
+            **classification_metrics(good.labels, prob, **known),
+            **compare(good.labels, posterior.prob, prob, **known),
+            "seconds_per_image": float(frame["seconds"].mean()),
+        }
+    tested = [entry for entry in found.values() if entry.get("auc_difference_p") is not None]
+    for entry, adjusted in zip(tested, holm([e["auc_difference_p"] for e in tested]), strict=True):
+        entry["auc_difference_p_holm"] = float(adjusted)
+    return found
 
 
 def _in_order(images: ImageSet, keys: Sequence[str]) -> ImageSet:
@@ -174,14 +216,27 @@ def _parts(middle: int) -> tuple[slice, slice, slice]:
     return slice(0, THUMBNAILS), slice(max(0, middle - half), middle + half), slice(-THUMBNAILS, None)
 
 
-def _patient_level(table: LogLikTable, posterior: Posterior, patients: list, positive: int) -> dict[str, Any]:
-    """Views of a patient pooled: the mean of their log-odds; a patient is positive if one of the images is.
+def _units(run: Run, keys: Sequence[str]) -> Units:
+    """Which of these images show the same breast or, where sides are not known, the same patient."""
+    table = run.split.set_index("image_id").reindex(list(keys))
+    sides = table.get("laterality", pd.Series("", index=table.index)).fillna("")
+    return Units.of(table["patient_id"].to_list(), sides.to_list())
 
-    The mean, not the sum: views of one lesion carry nearly the same evidence, and adding it up would count it twice.
-    """
-    codes, index = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    log_odds = np.bincount(index, posterior.log_odds[:, positive]) / np.bincount(index)
-    labels = np.zeros(len(codes), dtype=np.int64)
-    np.maximum.at(labels, index, (table.labels == positive).astype(np.int64))
-    prob = 1 / (1 + np.exp(-log_odds))
-    return classification_metrics(labels, np.stack([1 - prob, prob], axis=1), positive=1)
+
+def _pooled_levels(run: Run, table: LogLikTable, posterior: Posterior, decision: Decision) -> dict[str, Any]:
+    """Metrics by breast and by patient, where that differs from by image; ``positive`` against the rest."""
+    positive = run.facts.info.positive
+    units, log_odds = _units(run, table.keys), posterior.log_odds[:, positive]
+    prior = prior_log_odds(run.log_prior, positive)
+    levels: dict[str, Any] = {}
+    for name, level in units.pool(decision.pooling, log_odds, table.labels == positive, prior).items():
+        labels, prob, patients = level
+        levels[f"{name}_level"] = {
+            **classification_metrics(labels, prob, groups=patients),
+            "correlation": decision.pooling.correlation,
+            "threshold": decision.threshold,
+            "at_threshold": classification_metrics(
+                labels, prob, groups=patients, threshold=decision.threshold
+            ),
+        }
+    return levels

@@ -28,6 +28,7 @@ P = ParamSpec("P")
 # Colours by role; the page may override the variables, for example in dark mode.
 INK, MUTED, GRID, PAPER = "#1c2127", "#66707a", "#dfe3e8", "#fefefe"
 MODEL, POSITIVE, NEGATIVE, THIRD = "#0072b2", "#d55e00", "#0072b3", "#009e73"
+_SEVERAL = (NEGATIVE, POSITIVE, THIRD, INK)  # of several classes or models, in this order
 _VARIABLES = {
     INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper",
     MODEL: "model", POSITIVE: "positive", NEGATIVE: "negative", THIRD: "third",
@@ -330,6 +331,63 @@ def class_values(plot: _Plot, own: NDArray, other: NDArray, label: str) -> None:
     axes.set(xlabel=f"{label}: true class minus the best other", ylabel="number of images")
     axes.set_title("How much better the true class fits")
     axes.legend(loc="upper right")
+
+
+@_drawn("histograms", "Histograms of a value by class")
+def histograms(
+    plot: _Plot, values: Mapping[str, NDArray], std_error: float | None, name: str, label: str, title: str
+) -> None:
+    """Outlined histograms of a value, one for each class; ``std_error`` of a typical image is drawn as a bar."""
+    plot.name = name
+    axes = plot.axes
+    everything = np.concatenate(list(values.values()))
+    low, high = np.quantile(everything, [0.005, 0.995])
+    bins = np.linspace(low, max(high, low + 1e-9), 31).tolist()
+    for number, (group, of) in enumerate(values.items()):
+        colour = _SEVERAL[number % len(_SEVERAL)]
+        axes.hist(
+            np.clip(of, bins[0], bins[-1]),
+            bins,
+            histtype="stepfilled",
+            facecolor=colour,
+            alpha=0.35,
+            edgecolor="none",
+        )
+        axes.hist(
+            np.clip(of, bins[0], bins[-1]), bins, histtype="step", color=colour, label=f"{short(group)} ({len(of)})",
+            linestyle=("-", "--", ":")[number // len(_SEVERAL) % 3],
+        )  # fmt: skip
+    top = axes.get_ylim()[1]
+    if std_error is not None:
+        middle = float(np.median(everything))
+        (bar,) = axes.plot(
+            [middle - 2 * std_error, middle + 2 * std_error], [1.06 * top] * 2, color=INK, linewidth=2.5,
+            label="± 2 Monte-Carlo standard errors",
+        )  # fmt: skip
+        plot.tip(bar, f"median Monte-Carlo standard error {std_error:.3g}")
+    axes.set_ylim(0, 1.5 * top)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set(xlabel=label, ylabel="number of images")
+    axes.set_title(title)
+    axes.legend(loc="upper left")
+
+
+@_drawn("learning", "AUC of models over the amount or the balance of the training images")
+def learning(plot: _Plot, models: Mapping[str, Mapping[str, Sequence[float]]], name: str, label: str) -> None:
+    """AUC with 95 % band of each model over ``x``."""
+    plot.name = name
+    axes = plot.axes
+    for number, (model, curve) in enumerate(models.items()):
+        colour = _SEVERAL[number % len(_SEVERAL)]
+        axes.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(curve["x"], curve["auc"], color=colour, label=short(model))
+        for x, auc in zip(curve["x"], curve["auc"], strict=True):
+            (mark,) = axes.plot(x, auc, "o", color=colour, markersize=5)
+            plot.tip(mark, f"{short(model)}, {x:g}: AUC {auc:.3f}")
+    axes.set_xscale("log")
+    axes.set(xlabel=label, ylabel="AUC on test images")
+    axes.set_title(f"{name.capitalize()} curve")
+    axes.legend(loc="best")
 
 
 @_drawn("level-auc", "AUC of each noise level alone")

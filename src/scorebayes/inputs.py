@@ -10,6 +10,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scorebayes.config import Config, resolve
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, Source
 from scorebayes.data.load import ImageSet, load
-from scorebayes.data.split import leakage_audit, split_patients
+from scorebayes.data.split import leakage_audit, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
 from scorebayes.run import Facts, Run, create_run, require_prior
@@ -65,8 +66,9 @@ def start_run(
     config = resolve(*layers, {"data": {"source": data}}, preset=preset, defaults=suggest(source, records))
     require_prior(config.prior, source.info.classes)
     splits = split_patients(records, fractions=config.data.fractions, seed=config.seed)
-    images, rejected = _load(source, records, config, path)
-    audit = leakage_audit(images.records, splits, images.images)
+    used = _reduced(records, splits, config, source)
+    images, rejected = _load(source, used, config, path)
+    audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
     if not len(by_split["train"]):
@@ -91,7 +93,10 @@ def start_run(
 
 
 def load_split(run: Run, split: str) -> ImageSet:
-    """The images of a split, as the run's ``split.parquet`` lists them. DataError if the data have changed since."""
+    """The images of a split with their labels, as the run's ``split.parquet`` lists them.
+
+    DataError if the data have changed since.
+    """
     stored = run.split.query("split == @split")
     if stored.empty:
         raise DataError(
@@ -99,10 +104,15 @@ def load_split(run: Run, split: str) -> ImageSet:
             f"It has {', '.join(sorted(run.split['split'].unique()))}.",
         )
     source = open_source(run.config.data.source, **(run.config.data.options or {}))
-    wanted = set(stored["image_id"])
-    records = [record for record in source.records() if record.image_id in wanted]
+    wanted = dict(zip(stored["image_id"], stored["label"].tolist(), strict=True))
+    records = [
+        # Not the source's own label: [data] label_noise may have changed it.
+        replace(record, label=None if wanted[record.image_id] < 0 else wanted[record.image_id])
+        for record in source.records()
+        if record.image_id in wanted
+    ]
     images, rejected = _load(source, records, run.config, run.path)
-    missing = wanted - set(images.keys)
+    missing = wanted.keys() - set(images.keys)
     if missing:
         reason = rejected[0].reason if rejected else "it is not in the data set any more"
         raise DataError(
@@ -116,6 +126,26 @@ def absolute_source(data: str) -> str:
     """KIND:PATH with the path made absolute, so that the run can be used from any folder."""
     kind, colon, rest = data.partition(":")
     return f"{kind}:{Path(rest).resolve()}" if colon and Path(rest).exists() else data
+
+
+def _reduced(
+    records: Sequence[Record], splits: Mapping[str, str], config: Config, source: Source
+) -> list[Record]:
+    """The records that a run uses: fewer, skewed or mislabelled as [data] asks; the positive class is the rare one."""
+    asked = config.data
+    return subsample(
+        records, splits, per_class=asked.per_class, imbalance=asked.imbalance, rare=source.info.positive,
+        label_noise=asked.label_noise, reduce_val=asked.reduce_val, seed=config.seed,
+    )  # fmt: skip
+
+
+def _reduction(records: Sequence[Record], used: Sequence[Record]) -> dict[str, int]:
+    """What was done to the records on purpose, for the audit."""
+    true = {record.image_id: record.label for record in records}
+    return {
+        "images_left_out_on_purpose": len(records) - len(used),
+        "labels_made_wrong_on_purpose": sum(true[record.image_id] != record.label for record in used),
+    }
 
 
 def _load(source: Source, records: Sequence[Record], config: Config, path: Path):

@@ -9,7 +9,7 @@ with a reason, never a number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,6 +24,7 @@ Metrics = dict[str, float | int | str | list[float] | None]
 
 _CHUNK = 2_000_000  # weights held at once, so that memory does not grow with the number of images
 _LOWEST_PROB = float(np.finfo(np.float64).eps)  # as scikit-learn's log_loss
+SATURATED = 0.999  # a probability beyond it leaves no doubt
 _MIN_DEFINED = 0.95  # share of bootstrap replicates in which a metric must exist to get an interval
 
 
@@ -97,6 +98,8 @@ def _why_infinite(name: str) -> str:
         return "the probabilities separate the classes perfectly or are all equal"
     if name in ("ppv", "npv"):
         return "no case was predicted so"
+    if name == "saturated_accuracy":
+        return f"no probability is beyond {SATURATED}"
     return "one of the classes has no case"
 
 
@@ -155,6 +158,16 @@ class _Sample:
         return self.predicted == self.positive if self.threshold is None else self.score >= self.threshold
 
     @property
+    def named(self) -> NDArray[np.bool_]:
+        """[N], whether the most probable class is the true one."""
+        return self.prob.argmax(1) == self.labels
+
+    @property
+    def saturated(self) -> NDArray[np.bool_]:
+        """[N], whether a class has a probability that leaves no doubt."""
+        return self.prob.max(1) > SATURATED
+
+    @property
     def majority(self) -> NDArray[np.bool_]:
         """[N], whether always naming the most frequent class would be right."""
         return self.labels == np.bincount(self.labels, minlength=self.n_classes).argmax()
@@ -197,6 +210,9 @@ class _Sample:
         out["log_loss"] = weights @ -np.log(true_prob) / total
         out["brier"] = weights @ squared / total
         out["ece"] = _ece(*_confidence(self), weights, "mass", 10)
+
+        out["saturated"] = weights @ self.saturated / total
+        out["saturated_accuracy"] = weights @ (self.saturated & self.named) / (weights @ self.saturated)
 
         truth, flagged = self.truth, self.flagged
         out["sensitivity"] = weights @ (truth & flagged) / (weights @ truth)
@@ -419,6 +435,8 @@ _CLOSED_FORM: dict[str, Callable[[_Sample], list[float] | None]] = {
     "specificity": lambda s: _share(~s.flagged, ~s.truth),
     "ppv": lambda s: _share(s.truth, s.flagged),
     "npv": lambda s: _share(~s.truth, ~s.flagged),
+    "saturated": lambda s: _share(s.saturated, np.ones(s.n, bool)),
+    "saturated_accuracy": lambda s: _share(s.named, s.saturated),
 }
 
 
@@ -521,6 +539,52 @@ def compare(
         "auc_difference_p": test.p,
         "auc_difference_method": method,
     }
+
+
+def predictive_values(at_threshold: Mapping, prevalences: ArrayLike) -> list[Metrics]:
+    """PPV and NPV that sensitivity and specificity of a decision would have at other prevalences.
+
+    at_threshold: metrics with ``sensitivity``, ``specificity`` and their intervals. Returns for each prevalence
+    ``prevalence``, ``ppv``, ``npv`` and ``<name>_ci95``, by Bayes' rule from the likelihood ratios, whose
+    intervals are recovered from those of the rates (MOVER-R, Newcombe 2016, Stat Methods Med Res 25:1774).
+    It holds where only the prevalence differs, and the images of either class are as they are here. Empty
+    where a rate or its interval is absent.
+    """
+    found: list[tuple[float, float, float]] = []
+    for name in ("sensitivity", "specificity"):
+        value, interval = at_threshold.get(name), at_threshold.get(f"{name}_ci95")
+        if value is None or interval is None:
+            return []
+        found.append((value, interval[0], interval[1]))
+    missed, alarmed = [(1 - value, 1 - high, 1 - low) for value, low, high in found]
+    rows: list[Metrics] = []
+    for prevalence in np.asarray(prevalences, dtype=np.float64):
+        row: Metrics = {"prevalence": float(prevalence)}
+        # PPV rises with sensitivity / (1 - specificity), NPV falls with (1 - sensitivity) / specificity.
+        for name, ratios, prior in (
+            ("ppv", _ratio(found[0], alarmed), prevalence),
+            ("npv", _ratio(found[1], missed), 1 - prevalence),
+        ):
+            value, low, high = (_bayes_share(ratio, prior) for ratio in ratios)
+            row |= {name: value, f"{name}_ci95": [low, high]}
+        rows.append(row)
+    return rows
+
+
+def _bayes_share(ratio: float, prior: float) -> float:
+    return 1.0 if np.isinf(ratio) else float(prior * ratio / (prior * ratio + 1 - prior))
+
+
+def _ratio(a: tuple[float, float, float], b: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Ratio of two independent rates, each (value, low, high), with its interval by MOVER-R."""
+    (x, x_low, x_high), (y, y_low, y_high) = a, b
+    product = x * y
+    # The lower bound multiplied by its conjugate, which has no pole at y_high = 2 y.
+    root = np.sqrt(max(0.0, product**2 - x_low * y_high * (2 * x - x_low) * (2 * y - y_high)))
+    low = x_low * (2 * x - x_low) / (product + root) if product + root > 0 else 0.0
+    root = np.sqrt(max(0.0, product**2 - x_high * y_low * (2 * x - x_high) * (2 * y - y_low)))
+    high = (product + root) / (y_low * (2 * y - y_low)) if y_low * (2 * y - y_low) > 0 else np.inf
+    return (x / y if y > 0 else np.inf), float(low), float(high)
 
 
 def holm(pvalues: ArrayLike) -> Array:

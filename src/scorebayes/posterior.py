@@ -72,6 +72,11 @@ def bayes(table: LogLikTable, log_prior: NDArray, calibration: Calibration | Non
     return Posterior(log_prob, _log_odds_std_error(table, calibration, log_prob))
 
 
+def prior_log_odds(log_prior: NDArray, positive: int) -> float:
+    """log p / (1 - p) of one class before any image; log_prior [Y]."""
+    return float(_log_odds(np.asarray(log_prior, dtype=np.float64)[None])[0, positive])
+
+
 def _log_odds(log_prob: NDArray) -> NDArray:
     """log p - log(1 - p), where 1 - p is summed over the other classes, without cancellation."""
     n_classes = log_prob.shape[1]

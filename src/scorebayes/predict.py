@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
+from scorebayes.config import PriorConfig
 from scorebayes.data import read_image, read_tags
-from scorebayes.errors import DataError
+from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import predictions
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
@@ -19,14 +21,48 @@ from scorebayes.table import LogLikTable
 from scorebayes.typicality import Typicality
 
 LEAST_SHARE = 0.5  # of the model's side: an image enlarged more than twofold shows too little to judge
-EVIDENCE = ("predicted", "prob_", "raw_prob_", "log_odds", "decided")
+EVIDENCE = ("predicted", "prob_", "raw_prob_", "log_odds", "above_threshold", "decided")
 
 
-def predict_files(run: Run, files: Sequence[Path], *, force: bool = False) -> pd.DataFrame:
+def read_prior(text: str, run: Run) -> NDArray[np.float64]:
+    """log p(y) [Y] from what a user types. ConfigError for anything else.
+
+    "train" (class shares of the training split), "uniform", the prevalence of the positive class of two ("0.01"), or one
+    probability for each class in the run's order ("0.2,0.3,0.5").
+    """
+    classes, positive = run.facts.classes, run.facts.info.positive
+    named = {"train": PriorConfig("train"), "uniform": PriorConfig("uniform")}
+    if text in named:
+        return run.log_prior_of(named[text])
+    try:
+        prob = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"prior {text!r}: expected 'train', 'uniform', or numbers.",
+            f"Such as 0.01 for the prevalence of {classes[positive]}.",
+        ) from error
+    if len(prob) == 1 and len(classes) == 2:
+        prob.insert(1 - positive, 1 - prob[0])
+    return run.log_prior_of(PriorConfig(kind="given", prob=tuple(prob)))
+
+
+def read_file(run: Run, path: Path) -> tuple[Tensor, str, str]:
+    """A file as the run takes it: standardised image [1, C, S, S], the key of its draws (its prepared pixels), and what is
+    unusual about it, if anything. DataError where it cannot be read or prepared."""
+    image = read_image(path, run.facts.info.modalities)
+    warning = _size_warning(path, image, run.config.prepare.size)
+    x = run.prepare(image, *read_tags(path))
+    return x, hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest(), warning
+
+
+def predict_files(
+    run: Run, files: Sequence[Path], *, force: bool = False, log_prior: NDArray | None = None
+) -> pd.DataFrame:
     """One row per file, in the order given: class, posterior, log-odds with standard error, or the reason for none.
 
     Random draws are keyed by the prepared pixels: the same image gets the same answer under any name, and whatever else
-    is in ``files``. Column ``status``:
+    is in ``files``. ``log_prior`` [Y]: the prior where the files come from, if it is not the run's. Posteriors follow it;
+    ``above_threshold`` does not change, since the frozen threshold moves with it. Column ``status``:
 
     "ok"
         there is a posterior; ``warning`` says what is unusual about the file, if anything.
@@ -42,18 +78,16 @@ def predict_files(run: Run, files: Sequence[Path], *, force: bool = False) -> pd
     with progress_bar("predict", len(files)) as advance:
         for row, path in enumerate(files):
             try:
-                image = read_image(path, run.facts.info.modalities)
-                warnings[row] = _size_warning(path, image, run.config.prepare.size)
-                x = run.prepare(image, *read_tags(path))
+                x, key, warnings[row] = read_file(run, path)
             except DataError as error:
                 reasons[row] = str(error)
             else:
-                key = hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
                 tables.append(run.log_lik(x, [key]))
             advance(row + 1, "")
     frame = pd.DataFrame({"file": [str(path) for path in files], "warning": warnings})
     if tables:
-        found = predictions(run, LogLikTable.concatenate(tables), run.decision).drop(columns="image_id")
+        table = LogLikTable.concatenate(tables)
+        found = predictions(run, table, run.decision, log_prior).drop(columns="image_id")
         found = _abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))

@@ -59,9 +59,16 @@ def write_report(run_dir: Path) -> Path:
         "split": run.split,
         "synthetic": run.synthetic,
         "metrics": run.metrics,
-        "summary": {"headline": summary.headline, "cards": dict(summary.cards)},
+        "summary": {"headline": summary.headline, "cards": dict(summary.cards), "tiles": summary.tiles},
         "sections": {
-            s.key: {"done": not s.missing, "missing": s.missing, "command": s.command, **s.numbers}
+            s.key: {
+                "done": not s.missing,
+                "missing": s.missing,
+                "command": s.command,
+                "words": s.words,
+                "tables": [table._asdict() for table in s.tables],
+                **s.numbers,
+            }
             for s in sections
         },
     }
@@ -147,7 +154,10 @@ def _decided_words(run: Run) -> str:
     text = f"{n} images{patients}; {m.get('prevalence') or 0:.0%} are {run.positive_name}. "
     at = run.at_threshold
     if at.get("accuracy") is not None:
-        text += f"{share(round(at['accuracy'] * n), n)} were named rightly {threshold_words(run)}. "
+        text += f"{share(round(at['accuracy'] * n), n)} were named rightly {threshold_words(run)}"
+        if at.get("majority_accuracy") is not None:
+            text += f" (always naming the most frequent class: {at['majority_accuracy']:.1%})"
+        text += ". "
     if at.get("sensitivity") is not None and at.get("specificity") is not None:
         text += (
             f"{at['sensitivity']:.0%} of the {run.positive_name} images were found (sensitivity), "

@@ -77,6 +77,27 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         return self._json(f"metrics-{self.split}.json")
 
+    @cached_property
+    def curves(self) -> dict[str, Any]:
+        return self._json("curves.json")
+
+    @cached_property
+    def ood(self) -> dict[str, Any]:
+        return self._json("ood.json")
+
+    @cached_property
+    def robustness(self) -> dict[str, Any]:
+        return self._json("robustness.json")
+
+    @cached_property
+    def adversarial(self) -> dict[str, Any]:
+        return self._json("adversarial.json")
+
+    @cached_property
+    def maker(self) -> dict[str, Any]:
+        """Which weights and estimator made the log-likelihood table."""
+        return self._json(f"loglik-{self.split}.parquet/_maker.json")
+
     @property
     def at_threshold(self) -> dict[str, Any]:
         """The metrics of the decision at the frozen threshold, where it was chosen."""

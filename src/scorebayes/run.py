@@ -17,7 +17,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from torch import Tensor
 
 from scorebayes.augment import CODE_LENGTH
@@ -36,6 +37,8 @@ from scorebayes.data.base import Rejected, SourceInfo
 from scorebayes.draws import Draws
 from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Likelihood
+from scorebayes.pooling import Pooling
+from scorebayes.posterior import prior_log_odds
 from scorebayes.score import Denoiser, Score, ScoreModel
 from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
@@ -74,26 +77,48 @@ class Decision:
     """What the validation split fixed.
 
     The calibration, the threshold on the probability of the positive class, and what is typical (None in runs of
-    versions that did not judge it).
+    versions that did not judge it). ``log_prior`` [Y] is the prior under which the threshold was chosen (None in runs
+    that do not say it); ``pooling``, how the evidence of images of one breast or patient is added.
     """
 
     calibration: Calibration
     threshold: float
     typicality: Typicality | None = None
+    log_prior: NDArray[np.float64] | None = None
+    pooling: Pooling = field(default_factory=Pooling)
+
+    def under(self, log_prior: NDArray, positive: int) -> Decision:
+        """The same decision under another prior [Y]: the threshold moves so that the cut on the evidence stays.
+
+        An image is called positive where its likelihood ratio exceeds what it had to exceed on validation, whatever the
+        prior. Among more than two classes this is exact where the other classes keep their shares of the rest.
+        """
+        if self.log_prior is None:
+            return self
+        moved = prior_log_odds(log_prior, positive) - prior_log_odds(self.log_prior, positive)
+        threshold = float(expit(logit(min(self.threshold, 1 - 1e-12)) + moved))  # a rule may lie above all of [0, 1]
+        return replace(self, threshold=threshold, log_prior=np.asarray(log_prior, dtype=np.float64))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the calibration's fields, ``threshold`` and ``typicality``."""
-        typicality = None if self.typicality is None else self.typicality.to_dict()
-        return {**self.calibration.to_dict(), "threshold": self.threshold, "typicality": typicality}
+        """JSON-ready: the calibration's fields, and the others by their names."""
+        return {
+            **self.calibration.to_dict(),
+            "threshold": self.threshold,
+            "typicality": None if self.typicality is None else self.typicality.to_dict(),
+            "log_prior": None if self.log_prior is None else np.asarray(self.log_prior).tolist(),
+            "pooling": self.pooling.to_dict(),
+        }
 
     @staticmethod
     def from_dict(stored: dict[str, Any]) -> Decision:
         """The inverse of ``to_dict``; other keys are passed over."""
-        typicality = stored.get("typicality")
+        typicality, log_prior = stored.get("typicality"), stored.get("log_prior")
         return Decision(
             Calibration.from_dict(stored),
             float(stored["threshold"]),
             None if typicality is None else Typicality.from_dict(typicality),
+            None if log_prior is None else np.asarray(log_prior, dtype=np.float64),
+            Pooling(**stored.get("pooling", {})),
         )
 
 
@@ -137,7 +162,11 @@ class Run:
     @cached_property
     def log_prior(self) -> NDArray[np.float64]:
         """log p(y) [Y] at prediction, by the configuration's [prior]."""
-        prior, n_classes = self.config.prior, len(self.facts.classes)
+        return self.log_prior_of(self.config.prior)
+
+    def log_prior_of(self, prior: PriorConfig) -> NDArray[np.float64]:
+        """log p(y) [Y] of any prior. ConfigError where it is none for the classes of this run."""
+        n_classes = len(self.facts.classes)
         if prior.kind == "uniform":
             return np.full(n_classes, -np.log(n_classes))
         if prior.kind == "train":
@@ -274,7 +303,7 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
             raise ConfigError(
                 f"{path}: no run directory ({name} is missing).", "Make one with 'scorebayes train'."
             )
-    config = resolve(read_toml(path / "config.toml"))
+    config = resolve(read_toml(path / "config.toml"), preset=None)
     stored = json.loads((path / "source.json").read_text())
     if stored.pop("format", FORMAT) > FORMAT:
         raise ConfigError(f"{path}: written by a newer version of scorebayes.", "Install that version.")
@@ -292,7 +321,8 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
 def require_prior(prior: PriorConfig, classes: Sequence[str]) -> None:
     """ConfigError where the given prior is none for these classes."""
     prob = prior.prob
-    if prior.kind == "given" and (len(prob) != len(classes) or abs(sum(prob) - 1) > 1e-6 or min(prob) <= 0):
+    sound = len(prob) == len(classes) and abs(sum(prob) - 1) <= 1e-6 and min(prob) > 0
+    if prior.kind == "given" and not sound:
         raise ConfigError(
             f"[prior] prob = {list(prob)}: expected {len(classes)} positive numbers that sum to 1, "
             f"in the order {', '.join(classes)}."

@@ -33,8 +33,8 @@ from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, DataError, NumericalError
 from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
-from scorebayes.run import Run, log_lik_table
-from scorebayes.score import Denoiser, ScoreModel, training_loss
+from scorebayes.run import Run, log_lik_table, open_run
+from scorebayes.score import Denoiser, ScoreModel, hybrid_loss, training_loss
 
 MAX_ROLLBACKS = 3
 FINAL_IMAGES = 300  # looked at, over all validations, for the last choice between checkpoints
@@ -156,14 +156,16 @@ def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[
     y = torch.from_numpy(train.labels[rows.numpy()])
     u = torch.rand(images.shape, generator=generator)
     x_0, code = augment(run.standardise(images, u), config, generator)
-    log_snr = _draw_log_snr(config, generator)
-    y = torch.where(torch.rand(config.batch, generator=generator) < config.null_label, len(rows_of_class), y)
+    log_snr = _draw_log_snr(config, run.config.build("noise").log_snr_range, generator)
+    dropped = torch.rand(config.batch, generator=generator) < config.null_label
+    if not config.cross_entropy:
+        y = torch.where(dropped, len(rows_of_class), y)
     eps = torch.randn(x_0.shape, generator=generator)
 
     size = config.micro_batch or config.batch
     while True:
         try:
-            loss = _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size)
+            loss = _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size, config.cross_entropy)
             break
         except torch.OutOfMemoryError as error:
             if size == 1:
@@ -198,7 +200,14 @@ def _too_small(run: Run, state: _State) -> ConfigError:
 
 
 def _accumulate(
-    denoiser: Denoiser, x_0: Tensor, y: Tensor, log_snr: Tensor, eps: Tensor, code: Tensor, size: int
+    denoiser: Denoiser,
+    x_0: Tensor,
+    y: Tensor,
+    log_snr: Tensor,
+    eps: Tensor,
+    code: Tensor,
+    size: int,
+    cross_entropy: float,
 ) -> float:
     """Gradient of the mean loss, ``size`` images at a time; returns the loss."""
     denoiser.train()
@@ -206,9 +215,11 @@ def _accumulate(
     device = next(denoiser.parameters()).device
     total = 0.0
     for part in torch.arange(len(x_0)).split(size):
-        loss = training_loss(
-            denoiser, x_0[part].to(device), y[part], log_snr[part], eps[part].to(device), code[part]
-        ).sum() / len(x_0)
+        batch = (x_0[part].to(device), y[part], log_snr[part], eps[part].to(device), code[part])
+        each = (
+            hybrid_loss(denoiser, *batch, cross_entropy) if cross_entropy else training_loss(denoiser, *batch)
+        )
+        loss = each.sum() / len(x_0)
         loss.backward()
         total += loss.item()
     return total
@@ -228,12 +239,20 @@ def _draw_rows(
     )
 
 
-def _draw_log_snr(config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Noise levels [B] float64: normal, stratified over the batch in random order, cut at three standard deviations."""
-    u = (
-        torch.randperm(config.batch, generator=generator) + torch.rand(config.batch, generator=generator)
-    ) / config.batch
-    return config.log_snr_mean + config.log_snr_std * torch.special.ndtri(u.double()).clamp(-3, 3)
+def _draw_log_snr(
+    config: TrainConfig, log_snr_range: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Noise levels [B] float64, stratified over the batch in random order: a share of them uniform over the range, the
+    others normal, cut at three standard deviations."""
+    order = torch.randperm(config.batch, generator=generator)
+    u = (order + torch.rand(config.batch, generator=generator, dtype=torch.float64)) / config.batch
+    (low, high), share = log_snr_range, config.uniform
+    normal = torch.special.ndtri((u - share) / (1 - share)).clamp(
+        -3, 3
+    )  # not a number for u < share: not taken
+    return torch.where(
+        u < share, low + (high - low) * u / share, config.log_snr_mean + config.log_snr_std * normal
+    )
 
 
 def _rate(state: _State, config: TrainConfig) -> float:
@@ -261,6 +280,8 @@ def _new_state(run: Run) -> _State:
     config = run.config.train
     torch.manual_seed(_seed(run.config.seed, -1))
     denoiser = run.new_denoiser()
+    if config.init:
+        _start_from(denoiser, config.init)
 
     def blend(average: Any, current: Any, n_averaged: Any) -> None:
         # A short memory at first, so that the average does not hang on to the start.
@@ -272,6 +293,23 @@ def _new_state(run: Run) -> _State:
         denoiser.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     return _State(denoiser, average, optimizer)
+
+
+def _start_from(denoiser: Denoiser, path: str) -> None:
+    """Take the weights of another run. ConfigError where it has another network."""
+    checkpoints = open_run(path, "cpu").checkpoints
+    taken = checkpoints.load(checkpoints.best())
+    own = denoiser.state_dict()
+    label = "net.embed_label.weight"
+    if label in taken and taken[label].shape != own[label].shape:
+        taken[label] = own[label]
+    try:
+        denoiser.load_state_dict(taken)
+    except RuntimeError as error:  # torch's word for names and shapes that differ
+        raise ConfigError(
+            f"[train] init = {path!r}: the weights are of another network.",
+            "Give both runs the same [net] section and image channels.",
+        ) from error
 
 
 def _save(run: Run, state: _State, val_log_loss: float) -> None:

@@ -8,20 +8,28 @@ come from the log-likelihood table, so no further network evaluation is needed.
 Simple images have small errors at every level, detailed ones large errors. The error at the finest level, which is nearly
 the energy of the finest detail, serves as the measure of complexity; what it predicts of the other levels by regression is
 taken off before they are judged, and it is itself one of the features.
+
+An image that the network finds as easy as its own may still look unlike them. Where the training images are at hand, a
+second judgement on the pixels stands beside the first (see ``scorebayes.appearance``): an image must pass both.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scorebayes.appearance import Appearance, fit_appearance
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.table import LogLikTable
 
 SHARE_FLAGGED = 0.025
-"""Of images like those of the validation split. Half of what is aimed at, since test images differ a little."""
+"""Of images like those of the validation split. Half of what is aimed at, since test images differ a little.
+
+Where the appearance is judged, too, the errors have half of it, and the appearance ``SHARE_BY_APPEARANCE``.
+"""
+SHARE_BY_APPEARANCE = 0.02
 
 FOLDS = 5
 _LEAST_ERROR = 1e-12
@@ -34,7 +42,8 @@ class Typicality:
 
     slope: [L], change of each feature per unit of complexity (0 for the complexity itself). centre, scale: [L], median and
     robust standard deviation of the features after that. finest: the level that measures complexity. threshold: distance
-    beyond which an image is atypical. kind: of the table. n: images it was fitted on.
+    beyond which an image is atypical. kind: of the table. n: images it was fitted on. appearance: the judgement on the
+    pixels; None where it was not fitted.
     """
 
     slope: NDArray[np.float64]
@@ -44,8 +53,24 @@ class Typicality:
     threshold: float
     kind: str
     n: int
+    appearance: Appearance | None = None
 
-    def distance(self, table: LogLikTable) -> NDArray[np.float64]:
+    def distance(self, table: LogLikTable, images: NDArray | None = None) -> NDArray[np.float64]:
+        """How unlike the data set each image is [N]: the larger distance of the two judgements.
+
+        That of the appearance is in units of its own limit, so that ``threshold`` is the limit of both. images:
+        [N, C, S, S] in [0, 1], the same as in the table; needed where the appearance is judged (ConfigError).
+        """
+        distance = self.level_distance(table)
+        if self.appearance is None:
+            return distance
+        if images is None:
+            raise ConfigError("the appearance of the images is judged, too.", "Give their pixels.")
+        return np.maximum(
+            distance, self.appearance.distance(images) * (self.threshold / self.appearance.threshold)
+        )
+
+    def level_distance(self, table: LogLikTable) -> NDArray[np.float64]:
         """Root mean square over the levels of the standardised features [N]: near 1 for typical images."""
         found = features(table)
         if table.kind != self.kind or found.shape[1] != len(self.centre):
@@ -63,16 +88,26 @@ class Typicality:
 
     def to_dict(self) -> dict:
         """JSON-ready."""
-        return {
-            key: value.tolist() if isinstance(value, np.ndarray) else value
-            for key, value in asdict(self).items()
-        }
+        return _plain(asdict(self))
 
     @staticmethod
     def from_dict(stored: dict) -> Typicality:
         """The inverse of ``to_dict``."""
         arrays = {key: np.asarray(stored[key], dtype=np.float64) for key in ("slope", "centre", "scale")}
-        return Typicality(**{**stored, **arrays})
+        appearance = stored.get("appearance")
+        looks = None if appearance is None else Appearance.from_dict(appearance)
+        return Typicality(**{**stored, **arrays, "appearance": looks})
+
+
+def _plain(content: dict) -> dict:
+    return {
+        key: value.tolist()
+        if isinstance(value, np.ndarray)
+        else _plain(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in content.items()
+    }
 
 
 def features(table: LogLikTable) -> NDArray[np.float64]:
@@ -80,8 +115,12 @@ def features(table: LogLikTable) -> NDArray[np.float64]:
     return -table.level_means.max(axis=2)
 
 
-def fit_typicality(table: LogLikTable, *, share: float = SHARE_FLAGGED, seed: int = 0) -> Typicality:
+def fit_typicality(
+    table: LogLikTable, *, images: NDArray | None = None, share: float = SHARE_FLAGGED, seed: int = 0
+) -> Typicality:
     """Learn what is typical from validation images, whose labels are not used.
+
+    ``images`` [M, C, S, S] in [0, 1], of training and validation: the appearance is judged, too.
 
     The threshold is the conformal quantile (Vovk et al. 2005, section 2.2) of distances measured on images held out in
     turn. With fewer than 1 / ``share`` - 1 images it is the largest of them, and about 1 / (n + 1) of the images are
@@ -93,10 +132,13 @@ def fit_typicality(table: LogLikTable, *, share: float = SHARE_FLAGGED, seed: in
             f"typicality needs at least four validation images with a likelihood, got {len(table)}.",
             "Give more validation data.",
         )
+    if images is not None:
+        appearance = fit_appearance(images, SHARE_BY_APPEARANCE, seed)
+        return replace(fit_typicality(table, share=share / 2, seed=seed), appearance=appearance)
     held_out = np.empty(len(table))
     order = np.random.default_rng(seed).permutation(len(table))
     for part in np.array_split(order, min(FOLDS, len(table))):
-        held_out[part] = _fit(table.rows(np.setdiff1d(order, part)), np.inf).distance(table.rows(part))
+        held_out[part] = _fit(table.rows(np.setdiff1d(order, part)), np.inf).level_distance(table.rows(part))
     rank = min(len(table), int(np.ceil((len(table) + 1) * (1 - share))))
     return _fit(table, float(np.sort(held_out)[rank - 1]))
 

@@ -12,19 +12,23 @@ SOURCE = Path(__file__).parents[2] / "src" / "scorebayes"
 # From the top down: a module may import from layers below its own (and from its own layer), never from above.
 LAYERS = [
     ["cli", "cli_data", "cli_benchmark"],
-    ["stages", "benchmark", "benchmark_speed"],
-    ["predict", "gallery", "evaluate", "report"],
+    ["stages", "tune", "benchmark", "benchmark_speed", "benchmark_evidence", "benchmark_data", "benchmark_page"],
+    ["benchmark_ood", "benchmark_robustness", "benchmark_adversarial"],
+    ["predict", "explain", "evidence", "counterfactual", "gallery", "evaluate", "report"],
+    ["adversarial"],
+    ["benchmark_images"],
     ["scoring", "train", "baselines", "sequential"],
     ["inputs"],
     ["run"],
     ["augment", "checkpoint"],
     ["config"],
-    ["likelihood", "sample", "nets", "data", "posterior", "metrics", "figures"],
+    ["likelihood", "sample", "nets", "data", "posterior", "pooling", "metrics", "figures", "heat", "benchmark_figures"],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
-    ["table", "spreadsheet", "noise", "draws", "progress"],
+    ["appearance", "table", "spreadsheet", "noise", "draws", "progress"],
     ["errors"],
 ]
-NO_TORCH = ["posterior", "calibrate", "typicality", "metrics", "table", "spreadsheet", "report", "figures"]
+NO_TORCH = ["posterior", "pooling", "calibrate", "typicality", "metrics", "table", "spreadsheet", "report", "figures"]
+NO_TORCH += ["appearance", "heat"]
 MATHEMATICS = [
     "noise",
     "draws",

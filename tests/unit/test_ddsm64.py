@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scorebayes.data import open_source
 from scorebayes.data.ddsm64 import Ddsm64
-from scorebayes.errors import DataError
+from scorebayes.data.split import leakage_audit, split_patients
+from scorebayes.errors import ConfigError, DataError
 
 LABELS = [0, 1, -1, 0, 1]
 
@@ -47,6 +49,46 @@ def test_the_packed_file_needs_no_table_and_gains_the_view_from_one(tmp_path: Pa
     np.testing.assert_array_equal(np.round(source.read(bare[2]) * 255), stored[3])
     _table(tmp_path, LABELS)
     assert {(r.view, r.laterality) for r in Ddsm64(tmp_path).records()} == {("MLO", "R")}
+
+
+def _given_parts(root: Path, groups: int = 20) -> Path:
+    """Two images per patient, the last four patients in the given "val"."""
+    rows = [
+        (f"{k // 2:04d}", k // 2 % 2, "val" if k // 2 >= groups - 4 else "train") for k in range(2 * groups)
+    ]
+    patients, labels, splits = (np.array(column) for column in zip(*rows, strict=True))
+    images = np.random.default_rng(1).integers(0, 256, (len(rows), 64, 64), dtype=np.uint8)
+    np.savez(root / "ddsm64.npz", images=images, labels=labels, split=splits, patient_group=patients)
+    return root
+
+
+def test_the_given_val_is_the_test_split_and_chooses_nothing(tmp_path: Path) -> None:
+    source = Ddsm64(_given_parts(tmp_path))
+    records = source.records()
+    splits = split_patients(records)
+    in_test = {r.patient_id for r in records if splits[r.image_id] == "test"}
+    assert in_test == {"0016", "0017", "0018", "0019"}
+    audit = leakage_audit(records, splits, [source.read(r) for r in records])
+    assert audit["patients"] == {"train": 14, "val": 2, "test": 4}
+    assert audit["images"]["val"] == {"0": 2, "1": 2}
+    assert audit["patients_in_two_splits"] == [] == audit["same_pixels_across_splits"]
+
+
+def test_the_given_parts_keep_their_names_where_asked(tmp_path: Path) -> None:
+    source = open_source(f"ddsm64:{_given_parts(tmp_path)}", given_val="val")
+    assert {r.split for r in source.records()} == {"train", "val"}
+    with pytest.raises(ConfigError, match="given_val"):
+        Ddsm64(tmp_path, given_val="train")
+
+
+def test_the_real_data_have_whole_patients_and_no_copies_across_splits(data_root: Path) -> None:
+    source = Ddsm64(data_root / "ddsm64")
+    records = source.records()
+    splits = split_patients(records)
+    audit = leakage_audit(records, splits, [source.read(r) for r in records])
+    assert audit["images"]["test"] == {"0": 399, "1": 153} and audit["patients"]["test"] == 179
+    assert audit["patients_in_two_splits"] == [] == audit["same_pixels_across_splits"]
+    assert sum(audit["images"][name]["1"] for name in ("train", "val")) == 1242
 
 
 def test_a_table_of_another_edition_is_refused(tmp_path: Path) -> None:

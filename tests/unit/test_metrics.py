@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -240,25 +241,113 @@ def test_delong_intervals_cover_the_true_auc():
     assert 0.93 <= covered / 2000 <= 0.97
 
 
-def test_clustered_intervals_cover_the_true_auc():
-    """150 patients with 2 images each that share half of their variance."""
+def test_clustered_intervals_cover_the_true_auc_and_intervals_for_independent_cases_do_not():
+    """100 patients with 2 images each that share four fifths of their variance."""
     from scipy.stats import norm
 
     truth = norm.cdf(1.2 / np.sqrt(2))
     rng = np.random.default_rng(1)
-    labels, patients = np.repeat(np.arange(150) % 2, 2), np.repeat(np.arange(150), 2)
-    covered = 0
-    for repetition in range(400):
-        score = 1.2 * labels + np.sqrt(0.5) * (rng.normal(size=150)[patients] + rng.normal(size=300))
+    labels, patients = np.repeat(np.arange(100) % 2, 2), np.repeat(np.arange(100), 2)
+    covered, naive, n = 0, 0, 1000
+    for repetition in range(n):
+        person, image = rng.normal(size=100)[patients], rng.normal(size=200)
+        score = 1.2 * labels + np.sqrt(0.8) * person + np.sqrt(0.2) * image
         draws = metrics.clustered_bootstrap(
             lambda w, score=score: metrics._auc(*metrics._curve(labels == 1, score, w)),
             patients.tolist(),
-            n_bootstrap=300,
+            n_bootstrap=200,
             seed=repetition,
         )
-        low, high = np.quantile(draws, [0.025, 0.975])
+        low, high = metrics._percentiles(draws)
         covered += low <= truth <= high
-    assert 0.92 <= covered / 400 <= 0.98
+        low, high = metrics.auc_interval(labels, score)
+        naive += low <= truth <= high
+    assert 0.93 <= covered / n <= 0.97
+    assert naive / n < 0.9
+
+
+@pytest.mark.parametrize(("n", "p"), [(40, 0.5), (60, 0.8), (156, 0.9), (200, 0.05)])
+def test_wilson_intervals_cover_the_true_proportion(n, p):
+    """Exactly, summed over all outcomes."""
+    from scipy.stats import binom
+
+    outcomes = np.arange(n + 1)
+    low, high = np.array([metrics.wilson(int(k), n) for k in outcomes]).T
+    assert 0.93 <= binom.pmf(outcomes, n, p)[(low <= p) & (p <= high)].sum() <= 0.97
+
+
+def test_predictive_values_at_the_prevalence_at_hand_are_those_of_the_table():
+    labels, prob = two_classes(300)
+    got = metrics.classification_metrics(labels, prob, threshold=0.4, n_bootstrap=10)
+    (row,) = metrics.predictive_values(got, [got["prevalence"]])
+    assert (row["ppv"], row["npv"]) == pytest.approx((got["ppv"], got["npv"]))
+    for name in ("ppv", "npv"):
+        low, high = row[f"{name}_ci95"]
+        assert low < row[name] < high
+
+
+def test_predictive_values_at_a_screening_prevalence_follow_bayes_rule():
+    known = {
+        "sensitivity": 0.9,
+        "sensitivity_ci95": [0.8, 0.95],
+        "specificity": 0.8,
+        "specificity_ci95": [0.7, 0.9],
+    }
+    rare, common = metrics.predictive_values(known, [0.01, 0.5])
+    assert rare["ppv"] == pytest.approx(0.009 / (0.009 + 0.198))
+    assert rare["npv"] == pytest.approx(0.792 / (0.792 + 0.001))
+    assert common["ppv"] == pytest.approx(0.45 / 0.55)
+
+
+def test_predictive_values_of_perfect_and_useless_decisions_stay_in_their_range():
+    perfect = {
+        "sensitivity": 1.0,
+        "sensitivity_ci95": [0.9, 1.0],
+        "specificity": 1.0,
+        "specificity_ci95": [0.95, 1.0],
+    }
+    (row,) = metrics.predictive_values(perfect, [0.01])
+    assert row["ppv"] == row["npv"] == 1 and row["ppv_ci95"][0] < 0.3 and row["ppv_ci95"][1] == 1
+    never = {
+        "sensitivity": 0.0,
+        "sensitivity_ci95": [0.0, 0.1],
+        "specificity": 1.0,
+        "specificity_ci95": [0.95, 1.0],
+    }
+    (row,) = metrics.predictive_values(never, [0.1])
+    assert row["npv"] == pytest.approx(0.9) and 0 <= row["ppv_ci95"][0] <= row["ppv_ci95"][1] <= 1
+    assert metrics.predictive_values({**perfect, "specificity": None}, [0.1]) == []
+    assert metrics.predictive_values({"sensitivity": 0.5, "specificity": 0.5}, [0.1]) == []
+
+
+def test_intervals_of_predictive_values_cover_the_true_ones():
+    rng = np.random.default_rng(2)
+    se, sp, n = 0.85, 0.9, 3000
+    hits = np.stack([rng.binomial(60, se, n), rng.binomial(100, sp, n)], 1)
+    truth = {"ppv": se * 0.02 / (se * 0.02 + 0.1 * 0.98), "npv": sp * 0.98 / (sp * 0.98 + 0.15 * 0.02)}
+    covered = dict.fromkeys(truth, 0)
+    wilson = functools.lru_cache(metrics.wilson)
+    for true_positives, true_negatives in hits:
+        rates = {
+            "sensitivity": true_positives / 60, "sensitivity_ci95": wilson(int(true_positives), 60),
+            "specificity": true_negatives / 100, "specificity_ci95": wilson(int(true_negatives), 100),
+        }  # fmt: skip
+        (row,) = metrics.predictive_values(rates, [0.02])
+        for name, value in truth.items():
+            low, high = row[f"{name}_ci95"]
+            covered[name] += low <= value <= high
+    assert all(0.93 <= count / n <= 0.97 for count in covered.values()), covered
+
+
+def test_saturation_counts_what_leaves_no_doubt_and_how_often_it_is_right():
+    positive = np.array([0.9995, 0.9996, 0.0001, 0.5, 0.9985])
+    got = metrics.classification_metrics(
+        [1, 0, 0, 1, 1], np.stack([1 - positive, positive], 1), n_bootstrap=20
+    )
+    assert got["saturated"] == pytest.approx(3 / 5) and got["saturated_accuracy"] == pytest.approx(2 / 3)
+    assert got["saturated_accuracy_ci95"] == metrics.wilson(2, 3)
+    none = metrics.classification_metrics([0, 1], [[0.6, 0.4], [0.4, 0.6]], n_bootstrap=20)
+    assert none["saturated"] == 0 and none["saturated_accuracy_reason"] == "no probability is beyond 0.999"
 
 
 # Cases without a value.

@@ -22,12 +22,13 @@ from scorebayes.report_sections import SECTIONS, estimate, seconds
 KEYS = [
     "discrimination", "threshold", "comparison", "calibration", "usefulness", "posteriors", "levels",
     "subgroups", "abstention", "examples", "samples", "data", "precision", "exclusions", "leakage",
-    "training", "cost", "model",
+    "training", "curves", "cost", "model",
 ]  # fmt: skip
 FIGURES = [
     "headline", "roc", "precision-recall", "reliability-raw", "reliability-calibrated", "decision",
-    "posterior", "log-odds", "class-values", "level-auc", "level-weights", "subgroups-forest", "coverage",
-    "training-loss", "validation",
+    "posterior", "log-odds", "log-odds-histogram", "class-likelihood", "class-values",
+    "level-auc", "level-weights", "subgroups-forest", "coverage",
+    "training-loss", "validation", "learning", "imbalance",
 ]  # fmt: skip
 BUILD = {build.__name__.strip("_"): build for build in SECTIONS}
 
@@ -43,13 +44,19 @@ class Page(html.parser.HTMLParser):
         self.tags: set[str] = set()
         self.events: list[str] = []
         self.texts: list[str] = []
-        self._inside_style = False
+        self.cells: list[str] = []
+        self._inside_style = self._inside_cell = self._inside_body = False
         self.feed(self.source)
         self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self._inside_style = tag == "style"
+        if tag == "tbody":
+            self._inside_body = True
+        if tag in ("td", "th") and self._inside_body:
+            self._inside_cell = True
+            self.cells.append("")
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value)
@@ -61,9 +68,15 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         if not self._inside_style:
             self.texts.append(data)
+        if self._inside_cell:
+            self.cells[-1] += data
 
     def handle_endtag(self, tag):
         self._inside_style = False
+        if tag in ("td", "th"):
+            self._inside_cell = False
+        if tag == "tbody":
+            self._inside_body = False
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +151,73 @@ def test_report_json_holds_the_metrics_and_the_curves(complete):
     assert sections["training"]["steps"] == 3000
 
 
+def test_report_json_holds_every_table_of_the_page(complete):
+    folder, page = complete
+    sections = json.loads((folder / "report.json").read_text())["sections"]
+    stored = [cell for s in sections.values() for t in s["tables"] for row in t["rows"] for cell in row]
+    assert len(page.cells) == len(stored) > 200
+    assert [" ".join(c.split()) for c in page.cells] == [" ".join(c.split()) for c in stored]
+
+
+@pytest.mark.parametrize("key", ["discrimination", "threshold", "comparison", "calibration", "precision"])
+def test_the_numbers_in_the_tables_are_in_report_json_unrounded(complete, key):
+    folder, _ = complete
+    report = json.loads((folder / "report.json").read_text())
+    section = report["sections"][key]
+    known = numbers_of(
+        [report["metrics"], {k: v for k, v in section.items() if k not in ("tables", "words")}]
+    )
+    shown = [
+        n
+        for t in section["tables"]
+        for row in t["rows"]
+        for cell in row
+        for n in re.findall(r"-?\d+\.\d{3}\b", cell)
+    ]
+    assert len(shown) > 4
+    guess = {0.5, 0.999}  # the AUC of guessing, and where saturation begins
+    for number in map(float, shown):
+        assert number in guess or np.abs(known - number).min() <= 0.000501, number
+
+
+def numbers_of(content):
+    """All numbers within nested JSON."""
+    if isinstance(content, (dict, list)):
+        parts = content.values() if isinstance(content, dict) else content
+        return np.concatenate([np.zeros(0), *(numbers_of(part) for part in parts)])
+    return np.array([content], float) if isinstance(content, (int, float)) else np.zeros(0)
+
+
+def test_figures_can_be_drawn_again_from_report_json(complete):
+    folder, _ = complete
+    s = json.loads((folder / "report.json").read_text())["sections"]
+    n = len(s["posteriors"]["prob"])
+    assert n == 120 == len(s["posteriors"]["truth"]) == len(s["posteriors"]["log_odds"])
+    assert len(s["posteriors"]["own_class"]) == len(s["posteriors"]["best_other_class"]) == n
+    assert {"predicted", "observed", "low", "high", "n"} <= set(s["calibration"]["raw"])
+    assert len(s["usefulness"]["decision_curve"]["model"]) == 99 and s["abstention"]["coverage"]["risk"]
+    assert len(s["training"]["loss"][0]) == 2 and s["curves"]["learning"]["ScoreBayes"]["auc"] == [
+        0.6,
+        0.7,
+        0.8,
+    ]
+    assert s["threshold"]["by_prevalence"][0]["prevalence"] == 0.005
+
+
+def test_everything_that_an_evaluation_report_must_show_is_there(complete):
+    """Item by item of the reporting guidelines (CLAIM 2024, TRIPOD+AI)."""
+    _, page = complete
+    for words in (
+        "Intended use", "Class prior", "Forward process", "Network evaluations", "Compute", "weights 5eed5eed5eed5eed",
+        "reference standard", "age: median (quartiles)", "Not known from the data set: sex, vendor", "density: A",
+        "Reasons Reason Images quarantined: zero bytes 1", "half-widths of 95 % intervals", "images needed for ±0.05",
+        "accuracy of the majority rule", "Matthews correlation", "by patient", "raw calibrated",
+        "share of images with a probability beyond 0.999", "If malignant were rarer or more common",
+        "0.5% 0.0", "correlation r = 1.00", "fewer than 10 of a class", "p adjusted (Holm)", "Learning curve",
+    ):  # fmt: skip
+        assert words.lower() in page.text.lower(), words
+
+
 def test_the_words_of_the_tables_are_those_of_the_files(complete):
     _, page = complete
     for words in (
@@ -171,6 +251,7 @@ def test_a_bare_run_says_not_done_everywhere_and_how_to_do_it(complete, tmp_path
         ("loglik-test.parquet", "levels", "log-likelihood table"),
         ("samples.npz", "samples", "no images were generated"),
         ("thumbnails.npz", "examples", "no pictures"),
+        ("curves.json", "curves", "not trained on fewer"),
         ("metrics-test.json", "precision", "not evaluated"),
         ("metrics-test.json", "discrimination", "not evaluated"),
         ("predictions-test.csv", "threshold", "not evaluated"),
@@ -181,7 +262,7 @@ def test_a_bare_run_says_not_done_everywhere_and_how_to_do_it(complete, tmp_path
 )
 def test_a_missing_file_makes_its_section_say_not_done(copy, name, section, words):
     built = BUILD[section](without(copy, name))
-    assert words in built.missing and built.command.startswith("scorebayes ")
+    assert words in built.missing and (built.command.startswith("scorebayes ") or section == "curves")
 
 
 def test_parts_that_are_missing_are_named_within_their_section(copy):
@@ -198,7 +279,7 @@ def test_parts_that_are_missing_are_named_within_their_section(copy):
     assert "Not done: the reliability of the raw" in " ".join(BUILD["calibration"](run).words)
     assert len(BUILD["posteriors"](run).words) == 2
     assert BUILD["subgroups"](run).missing == "no grouping is known"
-    assert BUILD["exclusions"](run).numbers == {"left_out": 1}
+    assert BUILD["exclusions"](run).numbers["left_out"] == 1
     assert [name for name, *_ in BUILD["data"](run).flow] == [
         "Images in the data set",
         "Scored (test)",
@@ -231,7 +312,7 @@ def test_three_classes_are_reported_too(tmp_path):
         "called benign",
         "called malignant",
     )
-    assert len(BUILD["posteriors"](run).panels) == 3 and len(BUILD["levels"](run).numbers["auc"]) == 12
+    assert len(BUILD["posteriors"](run).panels) == 5 and len(BUILD["levels"](run).numbers["auc"]) == 12
     assert len(BUILD["subgroups"](run).panels) == 1
 
 
@@ -269,8 +350,28 @@ def test_the_model_card_is_in_the_format_of_the_hub(complete):
     assert {r["type"]: r["value"] for r in index["results"][0]["metrics"]}["roc_auc"] == m["auc"]
     assert "synthetic-data" in json.loads(header["tags"])
     assert "**Not a medical device.**" in card and "Youden's index" in card
+    check_card_header(header)
     hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     assert hub.ModelCard(card).data.eval_results[0].metric_type == "roc_auc"
+
+
+def check_card_header(header):
+    """The fields and types that the Hub's model card metadata have (its modelcard.md and huggingface_hub's EvalResult)."""
+    known = {"library_name": str, "pipeline_tag": str, "license": str, "tags": list, "model-index": list}
+    values = {key: json.loads(text) for key, text in header.items()}
+    assert set(values) <= set(known) and all(isinstance(values[key], known[key]) for key in values)
+    assert values["pipeline_tag"] == "image-classification" and all(
+        isinstance(t, str) for t in values["tags"]
+    )
+    (model,) = values["model-index"]
+    assert set(model) == {"name", "results"} and isinstance(model["name"], str)
+    for result in model["results"]:
+        assert (
+            set(result) == {"task", "dataset", "metrics"} and result["task"]["type"] == "image-classification"
+        )
+        assert {"type", "name"} <= set(result["dataset"])
+        for metric in result["metrics"]:
+            assert isinstance(metric["type"], str) and isinstance(metric["value"], float)
 
 
 # Damaged files: one clear error.
@@ -333,7 +434,7 @@ def test_an_evaluation_of_one_class_is_reported_without_an_auc(copy):
     table[table["label"] == "benign"].to_csv(copy / "predictions-test.csv", index=False)
     run = Run(copy)
     assert _headline(run) == "No AUC can be given for these 120 images: only one class is present."
-    assert BUILD["discrimination"](run).panels == [] and len(BUILD["posteriors"](run).panels) == 3
+    assert BUILD["discrimination"](run).panels == [] and len(BUILD["posteriors"](run).panels) == 5
 
 
 # Small things.

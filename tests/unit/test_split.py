@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scorebayes.data.base import Record
-from scorebayes.data.split import leakage_audit, split_patients, subsample
+from scorebayes.data.split import largest_per_class, leakage_audit, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 
 
@@ -144,17 +144,66 @@ def test_smaller_training_sets_are_parts_of_larger_ones() -> None:
 
 def test_too_few_patients_are_refused_with_the_number_there_is() -> None:
     records = _patients(40)
-    with pytest.raises(DataError, match="at most 7"):
+    with pytest.raises(DataError, match="at most 7 per class"):
         subsample(records, split_patients(records), per_class=9)
 
 
-def test_imbalance_is_the_ratio_of_first_to_last_class() -> None:
+def test_imbalance_alone_keeps_the_largest_set_of_that_ratio() -> None:
     records = [_record(k, k % 3, f"p{k}", "train") for k in range(300)]
     splits = {r.image_id: "train" for r in records}
     assert _train_counts(subsample(records, splits, imbalance=100), splits) == {0: 100, 1: 10, 2: 1}
     assert _train_counts(subsample(records, splits, imbalance=0.25), splits) == {0: 25, 1: 50, 2: 100}
-    both = subsample(records, splits, per_class=40, imbalance=4)
-    assert _train_counts(both, splits) == {0: 40, 1: 20, 2: 10}
+    assert _train_counts(subsample(records, splits, imbalance=100, rare=0), splits) == {1: 100, 2: 10, 0: 1}
+
+
+def test_imbalance_at_a_fixed_number_keeps_the_total_at_every_ratio() -> None:
+    records = [_record(k, int(k % 4 == 0), f"p{k}", "train") for k in range(400)]
+    splits = {r.image_id: "train" for r in records}
+    counts = {
+        ratio: _train_counts(subsample(records, splits, per_class=80, imbalance=ratio, rare=1), splits)
+        for ratio in (1, 3, 10, 30)
+    }
+    assert counts[1] == {0: 80, 1: 80} and counts[3] == {0: 120, 1: 40}
+    assert counts[10] == {0: 145, 1: 15} and counts[30] == {0: 155, 1: 5}
+    assert {sum(found.values()) for found in counts.values()} == {160}
+
+
+@pytest.mark.parametrize(("rare", "expected"), [(1, 100), (0, 51)])
+def test_the_largest_number_that_every_ratio_allows_is_just_feasible(rare: int, expected: int) -> None:
+    records = [_record(k, int(k % 4 == 0), f"p{k}", "train") for k in range(400)]  # 300 against 100
+    splits = {r.image_id: "train" for r in records}
+    most = largest_per_class(records, splits, (1, 30), rare)
+    assert most == expected
+    for ratio in (1, 30):
+        subsample(records, splits, per_class=most, imbalance=ratio, rare=rare)
+    with pytest.raises(DataError, match=f"at most {most} per class"):
+        for ratio in (1, 30):
+            subsample(records, splits, per_class=most + 1, imbalance=ratio, rare=rare)
+
+
+def test_the_rare_patients_of_a_steeper_ratio_are_among_those_of_a_flatter_one() -> None:
+    records = [_record(k, k % 2, f"p{k}", "train") for k in range(200)]
+    splits = {r.image_id: "train" for r in records}
+    rare = [
+        {r.image_id for r in subsample(records, splits, per_class=50, imbalance=x, rare=1) if r.label == 1}
+        for x in (1, 3, 10)
+    ]
+    assert rare[0] > rare[1] > rare[2]
+
+
+def test_val_is_reduced_to_the_shape_of_train_only_where_asked() -> None:
+    records = _patients(400)
+    splits = split_patients(records)  # train: 210 benign, 70 malignant patients; val: 45, 15
+    options: dict = {"per_class": 100, "imbalance": 9, "rare": 1, "label_noise": 0.2}
+    kept = subsample(records, splits, **options)
+    assert sum(splits[r.image_id] == "val" for r in kept) == 120
+    reduced = subsample(records, splits, **options, reduce_val=True)
+    of_id = {r.image_id: r.label for r in records}
+    in_val = [r for r in reduced if splits[r.image_id] == "val"]
+    assert Counter(of_id[r.image_id] for r in in_val) == {0: 90, 1: 10}
+    assert sum(of_id[r.image_id] != r.label for r in in_val) == 20
+    few = subsample(records, splits, per_class=1, reduce_val=True)
+    assert Counter(r.label for r in few if splits[r.image_id] == "val") == {0: 4, 1: 4}
 
 
 def test_label_noise_flips_the_asked_share_patient_by_patient() -> None:

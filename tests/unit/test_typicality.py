@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from scorebayes import open_run, stages
+from scorebayes.appearance import Appearance, fit_appearance, statistics
 from scorebayes.data import open_source
+from scorebayes.data.foreign import FOREIGN
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.predict import predict_files
@@ -179,3 +181,76 @@ def test_a_run_calibrated_before_typicality_was_judged_still_opens(run, pictures
     frame = predict_files(old, pictures)
     assert (frame["status"] == "ok").all()
     assert frame["typicality"].isna().all() and (frame["typical"] == "").all()
+
+
+# --- appearance --------------------------------------------------------------------------------------------
+
+
+def looks(n: int, seed: int, size: int = 16) -> np.ndarray:
+    source = open_source(f"phantom:n_patients={n},views=1,size={size},seed={seed}")
+    return np.stack([source.read(record) for record in source.records()])[:, None]
+
+
+@pytest.fixture(scope="module")
+def appearance() -> Appearance:
+    return fit_appearance(looks(300, seed=1), share=0.02)
+
+
+def test_few_images_of_the_data_set_look_unlike_it(appearance):
+    assert (appearance.distance(looks(300, seed=2)) > appearance.threshold).mean() < 0.06
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_every_foreign_kind_looks_unlike_the_data_set(appearance, name):
+    rng = np.random.default_rng(0)
+    strange = np.stack([FOREIGN[name](image[0], rng) for image in looks(30, seed=3)])[:, None]
+    assert (appearance.distance(strange) > appearance.threshold).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (16, 3), (64, 1), (65, 1)])
+def test_statistics_are_finite_at_every_size_even_for_blank_images(shape):
+    side, channels = shape
+    rng = np.random.default_rng(0)
+    some = np.concatenate([rng.random((3, channels, side, side)), np.zeros((1, channels, side, side))])
+    found = statistics(some)
+    assert np.isfinite(found).all() and found.shape[0] == 4 and found.shape[1] % channels == 0
+
+
+def test_an_image_must_pass_both_judgements():
+    table, pixels = table_of(images(60, seed=1)), looks(60, seed=1)
+    judge = fit_typicality(table, images=looks(100, seed=4))
+    again = Typicality.from_dict(json.loads(json.dumps(judge.to_dict())))
+    np.testing.assert_array_equal(again.distance(table, pixels), judge.distance(table, pixels))
+    assert judge.is_typical(judge.distance(table, pixels)).mean() > 0.8
+    assert not judge.is_typical(judge.distance(table, 1 - pixels)).any()
+    strange = table_of(np.full((60, LEVELS), 20.0))
+    assert not judge.is_typical(judge.distance(strange, pixels)).any()
+    with pytest.raises(ConfigError, match="pixels"):
+        judge.distance(table)
+
+
+def test_appearance_refuses_other_sizes_and_too_few_images(appearance):
+    with pytest.raises(ConfigError, match="another size"):
+        appearance.distance(looks(2, seed=0, size=64))
+    with pytest.raises(DataError, match="at least 20"):
+        fit_appearance(looks(19, seed=0), share=0.02)
+
+
+# --- undecided ---------------------------------------------------------------------------------------------
+
+
+def test_prediction_reports_a_posterior_within_two_standard_errors_of_the_threshold_as_undecided(
+    run, pictures
+):
+    """The cut is put beside a prediction: 1.9 standard errors away leaves it open, 2.1 do not."""
+    good = pictures[:1]
+    row = predict_files(run, good).iloc[0]
+    path = run.path / "calibration.json"
+    before = path.read_text()
+    try:
+        for distance, decided in ((1.9, "no"), (2.1, "yes")):
+            cut = row["log_odds"] + distance * row["log_odds_std_error"]
+            path.write_text(json.dumps({**json.loads(before), "threshold": 1 / (1 + np.exp(-cut))}))
+            assert predict_files(open_run(run.path), good)["decided"].tolist() == [decided]
+    finally:
+        path.write_text(before)

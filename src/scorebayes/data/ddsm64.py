@@ -2,6 +2,11 @@
 
 Films were squeezed to a square and reduced to 8 bits. There is no explicit licence: evaluate on it, do not
 pass it on.
+
+The given parts are "train" and "val". Figures are reported on the given "val", so it must choose nothing: it
+is our "test", and our "val" is carved out of the given "train", by ``patient_group`` and per class (see
+``scorebayes.data.split``). With ``given_val = "val"`` the parts keep their names, for work that reports no
+figure.
 """
 
 from __future__ import annotations
@@ -15,22 +20,26 @@ from numpy.typing import NDArray
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.files import require_file
 from scorebayes.data.images import read_image, read_npz
-from scorebayes.errors import DataError
+from scorebayes.errors import ConfigError, DataError
 
 BENIGN, MALIGNANT, LEFT_OUT = 0, 1, -1
 COLUMNS = ("source_file", "patient_group", "laterality", "view", "label", "split")
 
 
 class Ddsm64:
-    """Benign against malignant, train and val as given (no patient is in both); there is no test part.
+    """Benign against malignant, by image; a patient is in one given part only.
 
     Parameters
     ----------
     root: ``ddsm64.npz``, or the folder that holds it and ``labels.csv``, or a folder with ``labels.csv`` and
         the PNG files that its column ``source_file`` names.
+    given_val: what the given "val" is used as, "test" or "val".
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, given_val: str = "test") -> None:
+        if given_val not in ("test", "val"):
+            raise ConfigError(f"given_val is {given_val!r}.", "Expected 'test' or 'val'.")
+        self.split_names = {"val": given_val}
         given = Path(root)
         self.root = given.parent if given.suffix == ".npz" else given
         self.npz = given if given.suffix == ".npz" else given / "ddsm64.npz"
@@ -83,7 +92,7 @@ class Ddsm64:
                     path,
                     label=label,
                     patient_id=str(patients[number]),
-                    split=str(splits[number]),
+                    split=self.split_names.get(str(splits[number]), str(splits[number])),
                     view=row.get("view", ""),
                     laterality=row.get("laterality", "")[:1],
                     extra={"site": row["site_letter"]} if row.get("site_letter") else {},

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from scorebayes.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 Patient = tuple[str, str]
+Name = TypeVar("Name", str, int)
 
 
 def split_patients(
@@ -97,19 +98,26 @@ def subsample(
     *,
     per_class: int | None = None,
     imbalance: float | None = None,
+    rare: int | None = None,
     label_noise: float = 0.0,
+    reduce_val: bool = False,
     seed: int = 0,
 ) -> list[Record]:
-    """The records with a smaller, skewed or mislabelled training set; val and test stay as they are.
+    """The records with a smaller, skewed or mislabelled training set; test stays as it is.
 
     Parameters
     ----------
     per_class: training patients kept per class (images where there are no ids). Smaller sets are parts of
         larger ones.
-    imbalance: patients of the first class per patient of the last; classes between are spaced geometrically
-        (Cui et al. 2019, arXiv 1901.05555, section 5). The largest set with this ratio is kept.
+    imbalance: patients of the most frequent class per patient of the class ``rare``; classes between are
+        spaced geometrically (Cui et al. 2019, arXiv 1901.05555, section 5). With ``per_class`` the total,
+        ``per_class`` times the number of classes, is the same at every ratio; without it the largest set
+        with this ratio is kept.
+    rare: the class that ``imbalance`` makes rare; by default the last one.
     label_noise: share of each class's training patients that get another class, all images of a patient the
         same way.
+    reduce_val: give val the same treatment: the class counts of the training set, scaled down to what val
+        has (at least two patients per class), and the same share of wrong labels. By default val is kept.
 
     Raises ConfigError for values out of range, DataError where a class has too few patients.
     """
@@ -119,38 +127,77 @@ def subsample(
         raise ConfigError(f"imbalance is {imbalance}, expected a positive number.")
     if not 0 <= label_noise <= 1:
         raise ConfigError(f"label_noise is {label_noise}, expected 0 to 1.")
-    train = _patients([r for r in records if splits[r.image_id] == "train" and r.label is not None])
-    strata = _strata(train, seed, "subsample")
+    strata = _labelled_strata(records, splits, "train", seed)
+    counts = _class_counts(strata, per_class, imbalance, rare)
+    kept = {"train": {label: strata[label][:n] for label, n in counts.items()}}
+    if reduce_val:
+        strata = _labelled_strata(records, splits, "val", seed)
+        scale = min([1.0, *(len(strata.get(label, ())) / n for label, n in counts.items() if n)])
+        kept["val"] = {k: strata.get(k, [])[: max(2, int(n * scale + 1e-9))] for k, n in counts.items()}
     n_classes = 1 + max((r.label for r in records if r.label is not None), default=0)
-    if per_class is not None:
-        for label, members in strata.items():
-            if len(members) < per_class:
-                raise DataError(
-                    f"Class {label} has {len(members)} training patients, expected at least {per_class}.",
-                    f"Ask for at most {min(map(len, strata.values()))}.",
-                )
-        strata = {label: members[:per_class] for label, members in strata.items()}
-    if imbalance is not None and n_classes > 1:
-        weights = {label: imbalance ** (-label / (n_classes - 1)) for label in strata}
-        unit = min(len(members) / weights[label] for label, members in strata.items())
-        strata = {k: members[: max(1, round(unit * weights[k]))] for k, members in strata.items()}
-    kept = {patient for members in strata.values() for patient in members}
-    shift: dict[Patient, int] = {}
-    if label_noise and n_classes > 1:
-        for members in strata.values():
-            wrong = sorted(members, key=lambda p: _hash(seed, "noise", p))[
-                : round(label_noise * len(members))
-            ]
+    shift: dict[Patient, int] = {}  # how far the label of a kept patient is moved
+    for members in (members for by_label in kept.values() for members in by_label.values()):
+        shift |= dict.fromkeys(members, 0)
+        if n_classes > 1:
+            in_turn = sorted(members, key=lambda p: _hash(seed, "noise", p))
+            wrong = in_turn[: round(label_noise * len(members))]
             shift |= {p: 1 + _hash(seed, "shift", p) % (n_classes - 1) for p in wrong}
 
     result = []
     for record in records:
-        if splits[record.image_id] != "train" or record.label is None:
+        if splits[record.image_id] not in kept or record.label is None:
             result.append(record)
-        elif (patient := _patient(record)) in kept:
-            label = (record.label + shift.get(patient, 0)) % n_classes
+        elif (patient := _patient(record)) in shift:
+            label = (record.label + shift[patient]) % n_classes
             result.append(dataclasses.replace(record, label=label))
     return result
+
+
+def largest_per_class(
+    records: Sequence[Record], splits: Mapping[str, str], imbalances: Sequence[float], rare: int | None = None
+) -> int:
+    """The largest ``per_class`` with which ``subsample`` can make every one of these ratios."""
+    strata = _labelled_strata(records, splits, "train", seed=0)
+    return min(_largest_total(strata, _shares(strata, ratio, rare)) for ratio in imbalances) // len(strata)
+
+
+def _labelled_strata(
+    records: Sequence[Record], splits: Mapping[str, str], split: str, seed: int
+) -> dict[int, list[Patient]]:
+    labelled = (r for r in records if splits[r.image_id] == split and r.label is not None)
+    return _strata(_patients(labelled), seed, "subsample")
+
+
+def _class_counts(
+    strata: Mapping[int, Sequence[Patient]], per_class: int | None, imbalance: float | None, rare: int | None
+) -> dict[int, int]:
+    """How many patients of each class stay."""
+    available = {label: len(members) for label, members in strata.items()}
+    if not available or (per_class is None and imbalance is None):
+        return available
+    shares = _shares(strata, imbalance or 1.0, rare)
+    largest = _largest_total(strata, shares)
+    total = largest if per_class is None else per_class * len(available)
+    counts = _counts(total, shares)
+    for label, n in counts.items():
+        if n > available[label]:
+            raise DataError(
+                f"Class {label} has {available[label]} training patients, expected at least {n}.",
+                f"Ask for at most {largest // len(available)} per class.",
+            )
+    return counts
+
+
+def _shares(strata: Mapping[int, Any], imbalance: float, rare: int | None) -> dict[int, float]:
+    """Class -> its share of the patients, where the first has ``imbalance`` times those of the rare one."""
+    labels = sorted(strata, key=lambda label: (label == rare, label))
+    steps = max(1, len(labels) - 1)
+    weights = {label: imbalance ** (-place / steps) for place, label in enumerate(labels)}
+    return {label: weight / sum(weights.values()) for label, weight in weights.items()}
+
+
+def _largest_total(strata: Mapping[int, Sequence[Patient]], shares: Mapping[int, float]) -> int:
+    return int(min(len(members) / shares[label] for label, members in strata.items()) + 1e-9)
 
 
 def _patient(record: Record) -> Patient:
@@ -211,7 +258,7 @@ def _strata(patients: Mapping[Patient, list[Record]], seed: int, use: str) -> di
     return {k: sorted(strata[k], key=lambda p: _hash(seed, use, p)) for k in sorted(strata)}
 
 
-def _counts(n: int, fractions: Mapping[str, float]) -> dict[str, int]:
+def _counts(n: int, fractions: Mapping[Name, float]) -> dict[Name, int]:
     """n patients in the given fractions (largest remainders), none empty while another could spare one."""
     counts = {name: int(n * share) for name, share in fractions.items()}
     rest = sorted(fractions, key=lambda name: counts[name] - n * fractions[name])

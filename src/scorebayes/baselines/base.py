@@ -1,0 +1,126 @@
+"""What every discriminative classifier of the harness is: class scores of standardised images, calibrated like ours.
+
+A softmax network trained on class-balanced batches has learned the posterior under a uniform prior: its logits are
+evidence for the classes, without the class shares. They take the way of the class scores of the generative model: weight
+(a temperature) and bias fitted on the validation images, then the explicit log-prior, which gives the shares back.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from scorebayes.calibrate import Calibration, fit_calibration
+from scorebayes.data.load import ImageSet
+from scorebayes.run import Run
+from scorebayes.table import LogLikTable
+
+IMAGES_AT_A_TIME = 256
+LEAST_WEIGHT = (
+    1e-3  # of calibration: a temperature keeps the order of the images, where the fit would say nothing
+)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What fitting found: the model (standardised images [B, C, S, S] -> logits [B, Y]), and what is to be recorded.
+
+    ``log_prior``: [Y], the class prior that the logits contain, which is that of the images as they were drawn.
+    """
+
+    net: nn.Module
+    log_prior: NDArray[np.float64]
+    record: dict[str, Any]
+
+
+class Kind(abc.ABC):
+    """A kind of discriminative classifier."""
+
+    title: str
+    feature_layer: str | None = (
+        None  # the module whose output [B, F, h, w] is the last map of features, if there is one
+    )
+
+    @abc.abstractmethod
+    def build(self, run: Run) -> nn.Module:
+        """The model with weights of the right shapes, on the CPU."""
+
+    @abc.abstractmethod
+    def fit(self, run: Run, train: ImageSet, val: ImageSet, folder: Path, steps: int | None) -> Fitted:
+        """Fit on the training images, every choice on the validation images; work in progress goes into ``folder``.
+
+        ``steps``: optimiser steps, where there are any; None: what costs as much as the training of the run's score.
+        """
+
+
+class Baseline:
+    """A fitted classifier of a run.
+
+    net: standardised images [B, C, S, S] -> logits [B, Y], before calibration. record: ``baseline.json``.
+    feature_layer: the submodule of ``net`` with the last map of features [B, F, h, w], or None.
+    """
+
+    def __init__(
+        self, run: Run, kind: Kind, net: nn.Module, calibration: Calibration, record: dict[str, Any]
+    ) -> None:
+        self.run = run
+        self.net = net.to(run.device).eval()
+        self.calibration = calibration
+        self.record = record
+        self.feature_layer = None if kind.feature_layer is None else net.get_submodule(kind.feature_layer)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Standardised images [B, C, S, S] -> logits [B, Y] whose softmax is the calibrated posterior.
+
+        Differentiable with respect to ``x`` where ``net`` is (all but HOG and SVM).
+        """
+        raw = self.net(x.to(self.run.device))
+        offset = torch.from_numpy(self.calibration.bias + self.run.log_prior)
+        return float(self.calibration.weights[0]) * raw + offset.to(raw)
+
+    def evidence(self, images: ImageSet) -> NDArray[np.float64]:
+        """Calibrated logits of prepared images, before the prior [N, Y]."""
+        return self.calibration.weights[0] * raw_logits(self.run, self.net, images) + self.calibration.bias
+
+    def prob(self, images: ImageSet) -> NDArray[np.float64]:
+        """Calibrated posterior under the run's prior [N, Y]."""
+        return softmax(self.evidence(images) + self.run.log_prior, axis=1)
+
+
+def raw_logits(run: Run, net: nn.Module, images: ImageSet) -> NDArray[np.float64]:
+    """Logits of prepared images [N, Y], in float32 and in batches."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(images), IMAGES_AT_A_TIME):
+            x = run.standardise(images.images[start : start + IMAGES_AT_A_TIME])
+            parts.append(net(x.to(run.device)).double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def score_table(logits: NDArray, keys: Sequence[str], labels: NDArray) -> LogLikTable:
+    """Logits [N, Y] as a table of class scores, for calibration and Bayes' rule: one level, one draw, no noise."""
+    n = len(logits)
+    return LogLikTable(
+        tuple(keys), labels, logits[None].astype(np.float64), np.zeros((1, n)), np.zeros(1, dtype=np.int64),
+        np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), "class-score",
+    )  # fmt: skip
+
+
+def calibrate(logits: NDArray, log_prior: NDArray, val: ImageSet, seed: int) -> Calibration:
+    """Temperature and bias of logits [N, Y] of the validation images; with the cross-fitted log-loss (nats per image).
+
+    ``log_prior`` [Y]: what the logits contain of a prior; it is taken out, so that the run's own can be put in.
+    """
+    shares = np.log(np.bincount(val.labels, minlength=logits.shape[1]) / len(val))
+    found = fit_calibration(score_table(logits - log_prior, val.keys, val.labels), shares, seed=seed)
+    weights = np.maximum(found.weights, LEAST_WEIGHT)
+    return replace(found, weights=weights, bias=found.bias - weights[0] * log_prior)

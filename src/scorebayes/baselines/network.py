@@ -1,0 +1,406 @@
+"""Convolutional networks and a vision transformer (MONAI), trained like the score: same images, augmentation, batches,
+optimiser, average of the weights and schedule, at the same cost.
+
+The cost of a training is the multiply-adds of one step (forward and backward) times the steps. Settings are tuned by one
+short training each, a sixth of the steps; six settings, so that tuning costs about as much again. That is recorded beside,
+and not taken from the budget.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from scorebayes.augment import CODE_LENGTH, augment
+from scorebayes.baselines.base import Fitted, Kind, calibrate, raw_logits
+from scorebayes.checkpoint import Checkpoints, write_atomically
+from scorebayes.data.load import ImageSet
+from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.progress import progress_bar
+from scorebayes.run import Run
+from scorebayes.score import Denoiser
+from scorebayes.train import _draw_rows, _seed
+
+LEAST_STEPS = 200
+TRIAL_SHARE = 1 / 6  # of the final steps, for each setting that is tried
+VALIDATIONS = 10
+SMALL, MIDDLE = 32, 96  # largest sides with a stem of stride 1, and of stride 2 without pooling
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned on validation: peak learning rate, weight decay and label smoothing."""
+
+    lr: float
+    weight_decay: float
+    smoothing: float
+
+
+class Network(Kind):
+    """A network of MONAI.
+
+    make: (side, channels, classes) -> network. feature_layer: see ``Kind``. rates: peak learning rates to try.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        make: Callable[[int, int, int], nn.Module],
+        feature_layer: str,
+        rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3),
+    ) -> None:
+        self.title = title
+        self.make = make
+        self.feature_layer = feature_layer
+        self.settings = [
+            Setting(rate, decay, smoothing)
+            for rate, (decay, smoothing) in product(rates, ((0.01, 0.0), (0.1, 0.1)))
+        ]
+
+    def build(self, run: Run) -> nn.Module:
+        prepare = run.config.prepare
+        return self.make(prepare.size, prepare.channels, len(run.facts.classes))
+
+    def fit(self, run: Run, train: ImageSet, val: ImageSet, folder: Path, steps: int | None) -> Fitted:
+        """Try every setting shortly, then train with the best, choosing the checkpoint; all by validation log-loss.
+
+        Finished trials are kept in ``folder``, and the final training goes on from its last validation.
+        """
+        score_cost, own_cost = score_step_cost(run), self.step_cost(run)
+        budget_steps = score_steps(run)
+        budget = budget_steps * score_cost
+        steps = steps or equal_cost_steps(budget, own_cost, budget_steps)
+        trial_steps = max(1, round(steps * TRIAL_SHARE))
+        trials = self._tune(run, train, val, folder / "trials.json", trial_steps)
+        chosen = min(trials, key=lambda trial: trial["val_log_loss"])
+        training = _Training(self._new_net(run), Setting(**chosen["setting"]), run, train, steps)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        training.restore(checkpoints)
+        for log_loss in training.validations(val, self.title):
+            training.save(checkpoints, log_loss)
+        best = checkpoints.best()
+        net = training.averaged
+        net.load_state_dict(checkpoints.load(best))
+        return Fitted(
+            net.eval(),
+            training.log_prior,
+            {
+                "monai": importlib.metadata.version("monai"),
+                "settings_tried": trials,
+                "setting": chosen["setting"],
+                "steps": steps,
+                "best_step": best["step"],
+                "seconds": training.seconds,
+                "seconds_tuning": sum(trial["seconds"] for trial in trials),
+                "multiply_adds_per_step": own_cost,
+                "multiply_adds": own_cost * steps,
+                "multiply_adds_tuning": own_cost * trial_steps * len(trials),
+                "score": {
+                    "steps": budget_steps,
+                    "multiply_adds_per_step": score_cost,
+                    "multiply_adds": budget,
+                },
+            },
+        )
+
+    def step_cost(self, run: Run) -> int:
+        """Multiply-adds of one training step of the configured batch."""
+        net = self.build(run).eval()
+        return _multiply_adds(run, lambda x: net(x))
+
+    def _new_net(self, run: Run) -> nn.Module:
+        torch.manual_seed(_seed(run.config.seed, -1))
+        return self.build(run).to(run.device)
+
+    def _tune(self, run: Run, train: ImageSet, val: ImageSet, path: Path, steps: int) -> list[dict[str, Any]]:
+        """The lowest validation log-loss of a short training with every setting."""
+        trials = json.loads(path.read_text()) if path.exists() else []
+        trials = [trial for trial in trials if trial["steps"] == steps]  # others are of another budget
+        for setting in self.settings[len(trials) :]:
+            training = _Training(self._new_net(run), setting, run, train, steps)
+            try:
+                log_loss = min(
+                    training.validations(val, f"{self.title} {len(trials) + 1}/{len(self.settings)}")
+                )
+            except NumericalError:
+                log_loss = math.inf
+            trials.append(
+                {
+                    "setting": asdict(setting),
+                    "steps": steps,
+                    "val_log_loss": log_loss,
+                    "seconds": training.seconds,
+                }
+            )
+            write_atomically(path, json.dumps(trials, indent=1))
+        return trials
+
+
+def score_step_cost(run: Run) -> int:
+    """Multiply-adds of one training step of the run's own network."""
+    denoiser = Denoiser(run.new_denoiser().net.cpu())
+    log_snr = torch.zeros(1)
+    if run.config.train.cross_entropy:  # which compares the errors of all classes
+        return _multiply_adds(run, lambda x: denoiser.all_classes(x, log_snr))
+    y, code = torch.zeros(1, dtype=torch.long), torch.zeros(1, CODE_LENGTH)
+    return _multiply_adds(run, lambda x: denoiser(x, log_snr, y, code))
+
+
+def _multiply_adds(run: Run, forward: Callable[[Tensor], Tensor]) -> int:
+    """Of a training step of the configured batch: three times those of the forward pass.
+
+    The derivatives by inputs and by weights cost one forward pass each. They are not counted themselves, because the
+    counter takes the weights' derivative of a depthwise convolution for that of a dense one.
+    """
+    prepare = run.config.prepare
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(torch.zeros(1, prepare.channels, prepare.size, prepare.size))
+    return (
+        3 * run.config.train.batch * counter.get_total_flops() // 2
+    )  # the counter takes a multiply-add for two
+
+
+def equal_cost_steps(budget: int, cost: int, at_most: int) -> int:
+    """Steps of ``cost`` multiply-adds that come to ``budget``: at least 200, and no more than ``at_most`` above that.
+
+    The bound is the number of steps of the score: a network of few multiply-adds but little speed (depthwise
+    convolutions) would train for hours, and see more batches than the score did.
+    """
+    return max(LEAST_STEPS, min(round(budget / cost), at_most))
+
+
+def score_steps(run: Run) -> int:
+    """Steps that the run's score was trained for, which a cap on the minutes may have cut."""
+    states = run.checkpoints.entries("state")
+    if not states:
+        raise ConfigError(
+            f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
+            "Run 'scorebayes train' first.",
+        )
+    return max(entry["step"] for entry in states)
+
+
+class _Training:
+    """One training of a network, as ``scorebayes.train`` trains the score: random numbers from (seed, step) alone."""
+
+    def __init__(self, net: nn.Module, setting: Setting, run: Run, train: ImageSet, steps: int) -> None:
+        self.net, self.setting, self.run, self.steps = net, setting, run, steps
+        self.images, self.labels = train.images, train.labels
+        self.rows_of_class = [np.flatnonzero(self.labels == y) for y in range(len(run.facts.classes))]
+        self.average = AveragedModel(net, multi_avg_fn=self._blend, use_buffers=True)
+        self.optimizer = torch.optim.AdamW(
+            net.parameters(), lr=setting.lr, betas=(0.9, 0.99), weight_decay=setting.weight_decay
+        )
+        self.step = 0
+        self.seconds = 0.0
+
+    @property
+    def averaged(self) -> nn.Module:
+        return cast(nn.Module, self.average.module)
+
+    @property
+    def log_prior(self) -> np.ndarray:
+        """Of the classes in the batches [Y]."""
+        n = len(self.rows_of_class)
+        return np.full(n, -np.log(n)) if self.run.config.train.balance else self.run.facts.log_shares
+
+    def validations(self, val: ImageSet, title: str) -> Iterator[float]:
+        """Train to the end; yields the cross-fitted validation log-loss, in nats, every tenth of the way."""
+        every = math.ceil(self.steps / VALIDATIONS)
+        start = time.monotonic() - self.seconds
+        with progress_bar(title, self.steps, self.step) as advance:
+            while self.step < self.steps:
+                loss = self._one_step()
+                self.step += 1
+                self.seconds = time.monotonic() - start
+                advance(self.step, f"loss {loss:.4f}")
+                if self.step % every == 0 or self.step == self.steps:
+                    logits = raw_logits(self.run, self.averaged.eval(), val)
+                    log_loss = calibrate(logits, self.log_prior, val, self.run.config.seed).log_loss
+                    self.seconds = time.monotonic() - start
+                    yield log_loss
+
+    def _one_step(self) -> float:
+        config, device = self.run.config.train, self.run.device
+        seed = _seed(self.run.config.seed, self.step)
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # dropout has no generator of its own
+        rows = _draw_rows(config, len(self.labels), self.rows_of_class, generator).numpy()
+        u = torch.rand((len(rows), *self.images.shape[1:]), generator=generator)
+        x, _ = augment(self.run.standardise(self.images[rows], u), config, generator)
+        y = torch.from_numpy(self.labels[rows])
+        self.net.train()
+        precision = self.run.precision
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = self.net(x.to(device))
+        loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=self.setting.smoothing)
+        if not math.isfinite(loss.item()):
+            raise NumericalError(
+                f"the training loss is not finite at step {self.step} with {self.setting}.",
+                "Look for broken images with 'scorebayes data check'.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+        self.average.update_parameters(self.net)
+        return loss.item()
+
+    def _rate(self) -> float:
+        """Linear warm-up (a tenth of the steps at most), then a cosine to zero."""
+        warmup = min(self.run.config.train.warmup, self.steps // 10)
+        warm = min(1.0, (self.step + 1) / max(1, warmup))
+        return self.setting.lr * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+
+    def _blend(self, average: Any, current: Any, n_averaged: Any) -> None:
+        # A short memory at first, so that the average does not hang on to the start.
+        n = float(n_averaged)
+        decay = min(self.run.config.train.ema, (1 + n) / (10 + n))
+        for mean, value in zip(average, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:  # the counter of a batch norm
+                mean.copy_(value)
+
+    def save(self, checkpoints: Checkpoints, val_log_loss: float) -> None:
+        """The averaged weights, where they are the best so far, and all that resuming needs."""
+        averaged = self.averaged.state_dict()
+        checkpoints.save("step", self.step, averaged, val_log_loss=val_log_loss)
+        checkpoints.keep(
+            "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
+        )
+        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+        checkpoints.save(
+            "state", self.step, tensors,
+            seconds=self.seconds, setting=asdict(self.setting), steps=self.steps,
+        )  # fmt: skip
+        checkpoints.keep("state", lambda entries: [max(entries, key=lambda e: e["step"])])
+
+    def restore(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest state, if there is one of this setting and budget; else forget what is there."""
+        found = checkpoints.newest_state()
+        if found is None or (found[0]["setting"], found[0]["steps"]) != (asdict(self.setting), self.steps):
+            if checkpoints.folder.exists():
+                shutil.rmtree(checkpoints.folder)
+            return
+        entry, tensors = found
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        self.net.load_state_dict(parts["net"])
+        self.average.load_state_dict(parts["average"])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, slot = name.partition(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        self.step, self.seconds = entry["step"], entry["seconds"]
+
+
+# -- the networks: MONAI's, with stems that leave small images their resolution -----------------------------------------
+# MONAI takes seconds to import: only when a network is built.
+
+
+def _stride(side: int) -> int:
+    return 1 if side <= SMALL else 2
+
+
+def resnet(block: str, layers: tuple[int, ...]) -> Callable[[int, int, int], nn.Module]:
+    """He et al. 2016 (arXiv 1512.03385); for small images with a 3 x 3 stem and no pooling, as they did on CIFAR-10."""
+
+    def make(side: int, channels: int, n_classes: int) -> nn.Module:
+        from monai.networks.nets.resnet import ResNet
+
+        large = side > MIDDLE
+        return ResNet(
+            block, list(layers), [64, 128, 256, 512], spatial_dims=2, n_input_channels=channels,
+            num_classes=n_classes, conv1_t_size=7 if large else 3, conv1_t_stride=_stride(side),
+            no_max_pool=not large, bias_downsample=False,
+        )  # fmt: skip
+
+    return make
+
+
+def densenet121(side: int, channels: int, n_classes: int) -> nn.Module:
+    """Huang et al. 2017 (arXiv 1608.06993); for small images with a 3 x 3 stem and no pooling."""
+    from monai.networks.nets.densenet import DenseNet
+
+    net = DenseNet(2, channels, n_classes, block_config=(6, 12, 24, 16))
+    if side <= MIDDLE:
+        stem = nn.Conv2d(channels, 64, 3, _stride(side), padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight)
+        net.features.conv0, net.features.pool0 = stem, nn.Identity()
+    return net
+
+
+def efficientnet_b0(side: int, channels: int, n_classes: int) -> nn.Module:
+    """Tan & Le 2019 (arXiv 1905.11946); for small images the stem and the first stage keep the resolution."""
+    from monai.networks.nets.efficientnet import EfficientNet
+
+    first = 1 if side <= MIDDLE else 2
+    blocks = [
+        "r1_k3_s11_e1_i32_o16_se0.25", f"r2_k3_s{first}{first}_e6_i16_o24_se0.25",
+        "r2_k5_s22_e6_i24_o40_se0.25", "r3_k3_s22_e6_i40_o80_se0.25", "r3_k5_s11_e6_i80_o112_se0.25",
+        "r4_k5_s22_e6_i112_o192_se0.25", "r1_k3_s11_e6_i192_o320_se0.25",
+    ]  # fmt: skip
+    # The padding is worked out from the size; the stem halves it there, and is replaced below where it must not.
+    net = EfficientNet(
+        blocks, 2, channels, n_classes, image_size=side * 2 // _stride(side),
+        # The usual momentum of 0.01 needs more steps than a small data set gets.
+        norm=("batch", {"eps": 1e-3, "momentum": 0.1}),
+    )  # fmt: skip
+    if _stride(side) == 1:
+        stem = nn.Conv2d(channels, 32, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out")
+        net._conv_stem, net._conv_stem_padding = stem, nn.Identity()
+    return net
+
+
+class _VisionTransformer(nn.Module):
+    """Dosovitskiy et al. 2021 (arXiv 2010.11929), of the smallest size, with the mean of the patches for a class token
+    (Beyer et al. 2022, arXiv 2205.01580): better on small data, and its last layer is a map."""
+
+    WIDTH = 192
+
+    def __init__(self, side: int, channels: int, n_classes: int) -> None:
+        from monai.networks.nets.vit import ViT
+
+        super().__init__()
+        self.patch = 4 if side <= SMALL else 8 if side <= MIDDLE else 16
+        self.padding = -side % self.patch
+        self.vit = ViT(
+            channels, side + self.padding, self.patch, self.WIDTH, 4 * self.WIDTH, num_layers=12, num_heads=3,
+            dropout_rate=0.1, spatial_dims=2, qkv_bias=True,
+        )  # fmt: skip
+        self.map = nn.Identity()
+        self.head = nn.Linear(self.WIDTH, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, self.padding, 0, self.padding), mode="replicate")
+        tokens, _ = self.vit(x)
+        h = self.map(tokens.transpose(1, 2).unflatten(2, (x.shape[2] // self.patch, -1)))
+        return self.head(h.flatten(2).mean(2))
+
+
+vit = _VisionTransformer

@@ -1,0 +1,148 @@
+"""Baselines in a run directory: fitted once, opened again, and their predictions for ``evaluate``.
+
+    baselines/<name>/baseline.json  weights.safetensors  predictions-<split>.csv
+
+``baseline.json`` is written last: a folder without it is unfinished work, which fitting takes up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+from scipy.special import softmax
+
+from scorebayes.baselines.base import Baseline, Kind, calibrate, raw_logits
+from scorebayes.baselines.hog_svm import HogSvm
+from scorebayes.baselines.logistic import Logistic
+from scorebayes.baselines.network import Network, densenet121, efficientnet_b0, resnet, vit
+from scorebayes.calibrate import Calibration
+from scorebayes.checkpoint import write_atomically
+from scorebayes.data.load import ImageSet
+from scorebayes.errors import ConfigError
+from scorebayes.inputs import load_split
+from scorebayes.run import Run, environment
+from scorebayes.spreadsheet import csv_text, plain
+from scorebayes.train import _require_classes
+
+BASELINES: dict[str, Kind] = {
+    "logistic": Logistic(),
+    "hog-svm": HogSvm(),
+    "resnet18": Network("ResNet-18", resnet("basic", (2, 2, 2, 2)), "layer4"),
+    "resnet50": Network("ResNet-50", resnet("bottleneck", (3, 4, 6, 3)), "layer4"),
+    "densenet121": Network("DenseNet-121", densenet121, "features"),
+    "efficientnet-b0": Network("EfficientNet-B0", efficientnet_b0, "_bn1"),
+    "vit": Network("ViT", vit, "map", rates=(1e-4, 3e-4, 1e-3)),
+}
+
+
+def fit_baseline(run: Run, name: str, steps: int | None = None) -> Baseline:
+    """The baseline of a run, trained and calibrated unless that is done already.
+
+    ``steps``: of a network's final training; None: what costs as many multiply-adds as the training of the run's score,
+    but at least 200. Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
+    """
+    kind, folder = _known(name), _folder(run, name)
+    if (folder / "baseline.json").exists():
+        return open_baseline(run, name)
+    train, val = _labelled(load_split(run, "train")), _labelled(load_split(run, "val"))
+    _require_classes(train, run.facts.classes, "training")
+    _require_classes(val, run.facts.classes, "validation")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = kind.fit(run, train, val, folder, steps)
+    calibration = calibrate(raw_logits(run, found.net, val), found.log_prior, val, run.config.seed)
+    weights = safetensors.torch.save(
+        {key: value.detach().cpu().contiguous() for key, value in found.net.state_dict().items()}
+    )
+    (folder / "weights.partial").write_bytes(weights)
+    (folder / "weights.partial").replace(folder / "weights.safetensors")
+    record = {
+        "name": name,
+        "title": kind.title,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "parameters": sum(parameter.numel() for parameter in found.net.parameters()),
+        **found.record,
+        "val_log_loss": calibration.log_loss,
+        "calibration": calibration.to_dict(),
+        "environment": environment(run.device),
+    }
+    write_atomically(folder / "baseline.json", json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "trials.json").unlink(missing_ok=True)
+    return Baseline(run, kind, found.net, calibration, record)
+
+
+def open_baseline(run: Run, name: str) -> Baseline:
+    """A baseline that was fitted. ConfigError where it was not, or its weights are missing or changed."""
+    kind, folder = _known(name), _folder(run, name)
+    if not (folder / "baseline.json").exists():
+        raise ConfigError(
+            f"{run.path}: the baseline {name!r} is not trained.",
+            f"Run 'scorebayes baseline {run.path} {name}'.",
+        )
+    record = json.loads((folder / "baseline.json").read_text())
+    path = folder / "weights.safetensors"
+    weights = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+        raise ConfigError(
+            f"{path}: missing, or not the weights that were written (SHA-256 differs from baseline.json).",
+            f"Restore the file, or delete {folder} to train again.",
+        )
+    net = kind.build(run)
+    net.load_state_dict(safetensors.torch.load(weights))
+    return Baseline(run, kind, net, Calibration.from_dict(record["calibration"]), record)
+
+
+def predict_baseline(run: Run, name: str, split: str) -> Path:
+    """Write ``predictions-<split>.csv`` of a fitted baseline, unless it is there.
+
+    Columns: image_id, prob_<class> (under the run's prior), logit_<class> (before the prior), seconds (of an image).
+    """
+    path = _folder(run, name) / f"predictions-{split}.csv"
+    if path.exists():
+        return path
+    baseline = open_baseline(run, name)
+    images = load_split(run, split)
+    start = time.monotonic()
+    logits = baseline.evidence(images)
+    seconds = (time.monotonic() - start) / len(images)
+    prob = softmax(logits + run.log_prior, axis=1)
+    columns: dict[str, Any] = {"image_id": list(images.keys)}
+    columns |= {f"prob_{c}": prob[:, y] for y, c in enumerate(run.facts.classes)}
+    columns |= {f"logit_{c}": logits[:, y] for y, c in enumerate(run.facts.classes)}
+    write_atomically(path, csv_text(pd.DataFrame(columns | {"seconds": seconds})))
+    return path
+
+
+def read_predictions(run: Run, name: str, split: str) -> pd.DataFrame | None:
+    """The predictions of a baseline, indexed by image_id; None where there are none. ``prob_<class>`` is worked out anew:
+    the run's prior may have changed since."""
+    path = _folder(run, name) / f"predictions-{split}.csv"
+    if not path.exists():
+        return None
+    frame = pd.read_csv(path, keep_default_na=False, dtype={"image_id": str})
+    frame = frame.assign(image_id=frame["image_id"].map(plain)).set_index("image_id")
+    logits = frame[[f"logit_{c}" for c in run.facts.classes]].to_numpy(np.float64)
+    frame[[f"prob_{c}" for c in run.facts.classes]] = softmax(logits + run.log_prior, axis=1)
+    return frame
+
+
+def _known(name: str) -> Kind:
+    if name not in BASELINES:
+        raise ConfigError(f"unknown baseline {name!r}.", f"Known: {', '.join(BASELINES)}.")
+    return BASELINES[name]
+
+
+def _folder(run: Run, name: str) -> Path:
+    return run.path / "baselines" / name
+
+
+def _labelled(images: ImageSet) -> ImageSet:
+    return images.subset(np.flatnonzero(images.labels >= 0))

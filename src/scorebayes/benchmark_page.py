@@ -1,0 +1,224 @@
+"""The page of all benchmark results, from the JSON files alone: nothing is computed here.
+
+What a file does not hold is a dash; a file that is not there is named with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scorebayes.checkpoint import write_atomically
+from scorebayes.errors import DataError
+
+BENCHMARKS = {
+    "breastmnist": "BreastMNIST",
+    "pneumoniamnist": "PneumoniaMNIST",
+    "ddsm64": "DDSM, 64 x 64",
+    "phantom": "Synthetic mammograms",
+}
+METRICS = {
+    "auc": "AUC",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "log_loss": "log loss (nats)",
+    "ece": "ECE",
+}
+VARIED = {
+    "per-class": "training patients (or images) per class",
+    "imbalance": "imbalance, at a fixed number of training patients (or images)",
+    "label-noise": "share of wrong training labels",
+}
+EXPECTED_CURVES = [
+    *((name, vary) for vary in ("per-class", "imbalance") for name in ("breastmnist", "pneumoniamnist", "phantom")),
+    ("breastmnist", "label-noise"),
+]  # fmt: skip
+ABSENT = "–"
+
+INTRODUCTION = """# Benchmarks
+
+Written by `scorebayes benchmark page` from the files in `benchmarks/results/`; changes by hand are lost. All choices were
+made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over the seeds, and in
+brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images)."""
+
+CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
+
+Every point is trained anew for every seed, which draws the training subset as well; the test split is always whole.
+
+- *Per class*: so many training patients of each class (images, where the data set names no patients); smaller sets are
+  parts of larger ones. "All" is the training split as it is.
+- *Imbalance*: the positive class is made the rare one. The number of training patients is the same at every ratio, namely
+  the largest that all the ratios allow.
+- *Wrong labels*: so many training patients of each class get another label. The test labels stay as they are.
+- *Validation*: "whole" is the official validation split with its true labels, for all models alike. It is larger than the
+  training set where that has only a few images per class, and our calibration as well as the baselines' tuning learn
+  from it: such a point says what few *training* images cost, not few labels. `--reduce-val` gives the validation split
+  the class counts of the training set, scaled down to what it has, and the same share of wrong labels.
+- *Prior*: the class shares of the whole training split, for all models, as if the prevalence were known.
+- *Steps*: fewer with fewer images, by the rule stated with each curve; baseline networks get what costs as much.
+
+Differences are our AUC minus the rival's: mean over the seeds, and the 95 % interval of the bootstrap over test patients.
+It does not contain the chance of the training subset, which the standard deviation over the seeds shows."""
+
+
+def write_page(results: Path, figures: Path, out: Path) -> Path:
+    """Write the Markdown page; figures are linked relative to it. DataError where a file cannot be read."""
+    parts = [INTRODUCTION]
+    for name, title in BENCHMARKS.items():
+        parts += [f"## {title}", *_benchmark(results / f"{name}.json", name)]
+        drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
+        parts += [_figure(figure, out) for figure in drawn]
+    parts.append(CURVES_INTRODUCTION)
+    for name, vary, path in _curves(results):
+        parts += [f"### {BENCHMARKS.get(name, name)}: {VARIED[vary]}", *_curve(path, name, vary)]
+        figure = figures / f"{path.stem}.svg"
+        if path.exists() and figure.exists():
+            parts.append(_figure(figure, out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, "\n\n".join(parts) + "\n")
+    return out
+
+
+def _benchmark(path: Path, name: str) -> Iterable[str]:
+    if not path.exists():
+        yield _not_run(f"scorebayes benchmark {name}")
+        return
+    found = _read(path)
+    majority = found.get("majority_accuracy")
+    facts = [
+        f"{found['test_images']} test images" if "test_images" in found else "",
+        f"{len(found['seeds'])} seed(s)" if "seeds" in found else "",
+        f"{found['steps']} steps" if "steps" in found else "",
+        "" if majority is None else f"always naming the most frequent class: accuracy {majority:.3f}",
+    ]
+    yield _facts(found, facts)
+    models = found.get("models", {})
+    yield _table(
+        ["model", *METRICS.values()],
+        [
+            [name, *(_cell(model.get("test", {}).get(metric)) for metric in METRICS)]
+            for name, model in models.items()
+        ],
+    )
+    rows = [
+        [ours, rival, *_lead(lead)]
+        for ours, rivals in found.get("paired", {}).items()
+        for rival, lead in rivals.items()
+    ]
+    if rows:
+        yield "Paired tests on the same test cases:"
+        yield _table(["model", "minus", "AUC difference", "p"], rows)
+    else:
+        yield "Paired tests: none in the file."
+
+
+def _curve(path: Path, name: str, vary: str) -> Iterable[str]:
+    if not path.exists():
+        yield _not_run(f"scorebayes benchmark data-curves {name} --vary {vary}")
+        return
+    found = _read(path)
+    yield _facts(
+        found,
+        [
+            f"{len(found['seeds'])} seed(s)",
+            f"rare class: {found['rare_class']}" if vary == "imbalance" else "",
+            f"validation split: {found['validation']}",
+            f"steps: {found['steps_rule']}",
+            f"prior: {found['prior']}",
+        ],
+    )
+    rivals = [model for model in found["models"] if any(model in p["paired"] for p in found["points"])]
+    header = [
+        {"imbalance": "1 to", "label-noise": "wrong labels"}.get(vary, "per class"),
+        "training images", "steps", *(f"AUC {model}" for model in found["models"]),
+    ]  # fmt: skip
+    header += [f"AUC difference to {rival}" for rival in rivals]
+    rows = []
+    for point in found["points"]:
+        cells = [_cell(point["models"][model]["test"].get("auc")) for model in found["models"]]
+        leads = [_lead(point["paired"].get(rival))[0] for rival in rivals]
+        images, steps = (_range(point[key]) for key in ("train_images", "steps"))
+        rows.append([point["shown"], images, steps, *cells, *leads])
+    yield _table(header, rows)
+
+
+def _curves(results: Path) -> list[tuple[str, str, Path]]:
+    """Benchmark, what is varied, and the file: those expected, and whatever else is there; no quick tries."""
+    found = {results / f"{name}-{vary}.json": (name, vary) for name, vary in EXPECTED_CURVES}
+    for path in sorted(results.glob("*.json")):
+        for name in BENCHMARKS:
+            vary = _vary(path.stem, name)
+            if vary is not None and not path.stem.endswith("-quick"):
+                found.setdefault(path, (name, vary))
+    return [(name, vary, path) for path, (name, vary) in found.items()]
+
+
+def _vary(stem: str, name: str) -> str | None:
+    """What the curve file of a benchmark varies; None for other files."""
+    rest = stem.removeprefix(f"{name}-")
+    return next((vary for vary in VARIED if rest != stem and rest.startswith(vary)), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file ({error}).", "Run its benchmark again.") from error
+
+
+def _not_run(command: str) -> str:
+    return f"Not run. It is made by `{command}`."
+
+
+def _facts(found: Mapping[str, Any], facts: Sequence[str]) -> str:
+    processor = found.get("environment", {}).get("processor")
+    known = [
+        *facts,
+        f"on {processor}" if processor else "",
+        f"written {found['written']}" if "written" in found else "",
+    ]
+    words = "; ".join(filter(None, known))
+    command = f" Made by `{found['command']}`." if "command" in found else ""
+    return f"{words[:1].upper()}{words[1:]}.{command}"
+
+
+def _cell(spread: Mapping[str, Any] | None) -> str:
+    if spread is None or spread.get("mean") is None:
+        return ABSENT
+    deviation, interval = spread.get("std"), spread.get("ci95")
+    text = f"{spread['mean']:.3f}"
+    text += "" if deviation is None else f" ± {deviation:.3f}"
+    return text + ("" if interval is None else f" {_interval(interval)}")
+
+
+def _lead(lead: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Difference with interval, and p."""
+    if lead is None or lead.get("auc_difference") is None:
+        return ABSENT, ABSENT
+    interval, p = lead.get("auc_difference_ci95"), lead.get("auc_difference_p")
+    shown = f"{lead['auc_difference']:+.3f}" + ("" if interval is None else f" {_interval(interval, '+')}")
+    return shown, ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _interval(interval: Sequence[float], sign: str = "") -> str:
+    low, high = interval
+    return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _figure(figure: Path, out: Path) -> str:
+    link = Path(os.path.relpath(figure, out.parent)).as_posix()
+    return f"![{figure.stem.replace('-', ' ')}]({link})"

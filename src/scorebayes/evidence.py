@@ -1,0 +1,160 @@
+"""Evidence: which pixels decided, and at which noise level.
+
+The class score of a draw is -D/2 log(E_c / D), E_c the sum over the pixels of the squared residual e_c(p) (see
+``scorebayes.likelihood.denoising``). The difference of two classes is a sum over pixels, exactly, by the logarithmic mean
+L(u, v) = (u - v) / (log u - log v):
+
+    S_a - S_c = -D/2 (log E_a - log E_c) = sum over p of -D/2 (e_a(p) - e_c(p)) / L(E_a, E_c).
+
+A pixel is therefore evidence for class a where the image is denoised better in the belief that it is an a. The calibrated
+log-odds of a against the others are a weighted sum of these over noise levels and draws, and an offset: bias, prior and,
+of more than two classes, what follows from log-sum-exp being the mean of its arguments under their softmax w plus the
+entropy of w:
+
+    log-odds of a = sum over c of w_c (logit_a - logit_c) - H(w),    w_c the posterior share of c among the others.
+
+These w are also the derivatives of the log-odds by the logits: to first order a map shows what a change would do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.special import entr, softmax
+from torch import Tensor
+
+from scorebayes.draws import Draws
+from scorebayes.errors import ConfigError
+from scorebayes.likelihood import Denoising
+from scorebayes.posterior import Posterior, bayes
+from scorebayes.run import Run
+from scorebayes.table import LogLikTable
+
+SMOOTHING = 0.04  # of the side of the image: standard deviation of the Gaussian with which maps are shown
+Map = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why one image got its posterior; all in nats of the log-odds of class ``target`` against the others.
+
+    levels: [L, S, S], evidence of each pixel at each noise level, from coarse (much noise) to fine.
+    std_error: [S, S], Monte-Carlo standard error of ``total``, pixel by pixel; NaN with one draw in all.
+    level_std_error: [L], of the sums of ``levels``; NaN with one draw a level.
+    log_snr: [L], mean log-SNR of the draws of each level.
+    offset: what no pixel says: bias and prior (and the entropy of the other classes, where there are several).
+    table, posterior: of this image, from the same draws.
+    """
+
+    target: int
+    levels: Map
+    std_error: Map
+    level_std_error: NDArray[np.float64]
+    log_snr: NDArray[np.float64]
+    offset: float
+    table: LogLikTable
+    posterior: Posterior
+
+    @property
+    def total(self) -> Map:
+        """Evidence of each pixel [S, S]; its sum is ``log_odds`` less ``offset``."""
+        return self.levels.sum(axis=0)
+
+    @property
+    def log_odds_map(self) -> Map:
+        """The same with the offset spread evenly over the pixels [S, S]: its sum is ``log_odds``."""
+        total = self.total
+        return total + self.offset / total.size
+
+    @property
+    def log_odds(self) -> float:
+        return float(self.posterior.log_odds[0, self.target])
+
+    @property
+    def log_odds_std_error(self) -> float:
+        return float(self.posterior.log_odds_std_error[0, self.target])
+
+
+def explain(
+    run: Run, x: Tensor, key: str, target: int | None = None, log_prior: NDArray | None = None
+) -> Evidence:
+    """Evidence maps of one prepared image x [1, C, S, S], from the draws that ``key`` names.
+
+    ``key``: as given to ``Run.log_lik`` for the posterior that is to be explained. ``target``: class whose log-odds are
+    explained; by default the positive one of two classes (as in predictions), the most probable of more. ``log_prior``: [Y],
+    by default the run's.
+
+    Raises ConfigError where the run's estimator is not the class score, NumericalError where it failed on the image.
+    """
+    likelihood = run.likelihood
+    if likelihood.kind != "class-score":
+        raise ConfigError(
+            f"evidence maps come from the estimator 'denoising', the run has {likelihood.kind!r}.",
+            'Set kind = "denoising" in [likelihood] and calibrate again.',
+        )
+    estimator, calibration = cast(Denoising, likelihood), run.calibration
+    table = run.log_lik(x, [key])
+    log_prior = run.log_prior if log_prior is None else log_prior
+    posterior = bayes(table, log_prior, calibration)
+    if target is None:
+        binary = posterior.log_prob.shape[1] == 2
+        target = run.facts.info.positive if binary else int(posterior.predict()[0])
+    others = np.where(np.arange(len(log_prior)) == target, -np.inf, posterior.log_prob[0])
+    share = softmax(others)  # of each other class among the others
+
+    maps = np.zeros((len(table.level), *x.shape[2:]))
+    times = np.zeros(len(table.level))
+    with torch.no_grad():
+        for draw, squares in estimator.squared_residuals(run.score, x, Draws(run.config.seed, [key])):
+            maps[draw] += split_by_pixel(squares.sum(1).numpy(), target, share, x[0].numel())
+            times[draw] += 1
+    maps /= times[:, None, None]
+
+    per_level = [maps[table.level == level] for level in np.unique(table.level)]
+    levels = np.stack([w * of.mean(axis=0) for w, of in zip(calibration.weights, per_level, strict=True)])
+    variance = calibration.variance_of_mean(table, maps.reshape(len(maps), -1)).reshape(maps.shape[1:])
+    sums = [w * of.sum(axis=(1, 2)) for w, of in zip(calibration.weights, per_level, strict=True)]
+    given = calibration.bias + log_prior
+    return Evidence(
+        target=target,
+        levels=levels,
+        std_error=np.sqrt(variance),
+        level_std_error=np.array(
+            [np.sqrt(of.var(ddof=1) / len(of)) if len(of) > 1 else np.nan for of in sums]
+        ),
+        log_snr=np.array([table.log_snr[table.level == level].mean() for level in np.unique(table.level)]),
+        offset=float(given[target] - share @ given - entr(share).sum()),
+        table=table,
+        posterior=posterior,
+    )
+
+
+def split_by_pixel(squares: Map, target: int, share: NDArray[np.float64], dims: int) -> Map:
+    """What each pixel adds to S_target - sum of share_c S_c.
+
+    squares [Y, S, S], squared residuals under each class; share [Y], 0 for the target, sums to one; dims: D -> [S, S].
+    """
+    errors = squares.sum(axis=(1, 2))
+    parts = [
+        weight * (squares[target] - squares[c]) / logarithmic_mean(errors[target], errors[c])
+        for c, weight in enumerate(share)
+        if weight > 0
+    ]
+    return -0.5 * dims * np.sum(parts, axis=0)
+
+
+def logarithmic_mean(u: float, v: float) -> float:
+    """(u - v) / (log u - log v) of two positive numbers, which is u where they are equal."""
+    return (
+        u if u == v else float((u - v) / np.log1p((u - v) / v))
+    )  # log u - log v would cancel where they are close
+
+
+def smooth(maps: Map) -> Map:
+    """As maps are shown: [..., S, S], blurred over ``SMOOTHING`` of the side, sums kept. No figure is taken from it."""
+    return gaussian_filter(maps, SMOOTHING * maps.shape[-1], mode="reflect", axes=(-2, -1))

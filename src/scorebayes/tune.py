@@ -1,0 +1,105 @@
+"""Where to look: the density of the noise levels, fitted on validation images.
+
+Training takes a density that suits many data sets. What suits this one follows from the validation table: a draw is worth
+most at the levels whose weighted value varies most from draw to draw, and by Neyman's rule (Cochran, Sampling Techniques,
+5.5) draws should fall there in proportion. The fitted density is used only if it lowers the cross-fitted log-loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from scorebayes.calibrate import Calibration, fit_calibration
+from scorebayes.checkpoint import write_atomically
+from scorebayes.errors import ConfigError
+from scorebayes.evaluate import calibrate
+from scorebayes.inputs import load_split
+from scorebayes.likelihood import Denoising
+from scorebayes.run import Run, log_lik_table, open_run
+from scorebayes.scoring import read_table, score_split
+from scorebayes.table import LogLikTable
+
+TRIALS = 3  # of the present and of the fitted density, on fresh draws: the best of many tries is good by luck
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Mean and standard deviation of the log-SNR density before and as fitted, with their mean cross-fitted log-losses."""
+
+    before: tuple[float, float]
+    fitted: tuple[float, float]
+    log_loss_before: float
+    log_loss_fitted: float
+
+    @property
+    def better(self) -> bool:
+        return self.log_loss_fitted < self.log_loss_before
+
+
+def neyman_density(table: LogLikTable, calibration: Calibration) -> tuple[float, float]:
+    """Mean and standard deviation of the log-SNR density whose draws leave the log-odds the least Monte-Carlo variance.
+
+    Present draws are equally many per level, so that a level's share of the new density is its weight times the standard
+    deviation of its draws within an image. ConfigError where a level has one draw only.
+    """
+    levels, counts = np.unique(table.level, return_counts=True)
+    if counts.min() < 2:
+        raise ConfigError(
+            "the noise levels cannot be tuned: one draw a level shows no spread.",
+            "Set [likelihood] repeats = 2 or more.",
+        )
+    centred = table.draws - table.draws.mean(axis=2, keepdims=True)
+    spread = [np.sqrt(centred[table.level == level].var(axis=0, ddof=1).mean()) for level in levels]
+    share = calibration.weights * np.array(spread)
+    if not share.sum() > 0:
+        raise ConfigError("the noise levels cannot be tuned: none of them tells the classes apart.")
+    # Every draw counts at its own noise level, so that the tails of the outer levels are felt.
+    weight = np.repeat(
+        (share / counts / share.sum())[np.searchsorted(levels, table.level)][:, None], len(table), 1
+    )
+    mean = np.average(table.log_snr, weights=weight)
+    return float(mean), float(np.sqrt(np.average(np.square(table.log_snr - mean), weights=weight)))
+
+
+def tune(run: Run) -> Tuned:
+    """Fit the density of a run's noise levels on its validation split and, if it is better, use it from now on.
+
+    Then ``config.toml`` holds the fitted density, and table and calibration of the validation split are made anew; other
+    splits have to be scored again. ConfigError for an estimator that has no such density.
+    """
+    own: Any = run.likelihood
+    if own.kind != Denoising.kind:
+        raise ConfigError(
+            f"{run.path}: only the class score has noise levels to tune.", "Set [likelihood] kind."
+        )
+    score_split(run, "val")
+    table = read_table(run, "val").usable()
+    shares = np.log(np.bincount(table.labels, minlength=len(run.facts.classes)) / len(table))
+    mean, std = neyman_density(table, fit_calibration(table, shares, seed=run.config.seed))
+    val = load_split(run, "val")
+    x = run.standardise(val.images)
+
+    def mean_loss(likelihood: Denoising) -> float:
+        losses = []
+        for trial in range(TRIALS):
+            keys = [f"{key}/tune-{trial}" for key in val.keys]
+            made = log_lik_table(likelihood, run.score, x, keys, run.config.seed).with_labels(val.labels)
+            losses.append(fit_calibration(made, shares, seed=run.config.seed).log_loss)
+        return float(np.mean(losses))
+
+    fitted = replace(own, mean=mean, std=std)
+    found = Tuned((own.mean, own.std), (mean, std), mean_loss(own), mean_loss(fitted))
+    if found.better:
+        sections = run.config.sections
+        config = replace(
+            run.config,
+            sections={**sections, "likelihood": {**sections["likelihood"], "mean": mean, "std": std}},
+        )
+        write_atomically(run.path / "config.toml", config.to_toml())
+        changed = open_run(run.path, str(run.device))
+        score_split(changed, "val")
+        calibrate(changed)
+    return found

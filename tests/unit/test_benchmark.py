@@ -1,0 +1,140 @@
+"""The accuracy benchmark: all models over seeds, their differences and costs, in one file that can be resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from fixtures.tiny_run import DATA, LAYER
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from typer.testing import CliRunner
+
+from scorebayes import benchmark, config
+from scorebayes.baselines import BASELINES
+from scorebayes.baselines.network import Network
+from scorebayes.benchmark import BENCHMARKS, OURS, Benchmark, _Outcome, run_benchmark, seed_mean_difference
+from scorebayes.benchmark_figures import draw_costs
+from scorebayes.cli_benchmark import app
+from scorebayes.errors import ConfigError, DataError
+
+
+def little(side: int, channels: int, n_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(4 * (side - 2) ** 2, n_classes))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A benchmark of two seeds by its command: the folder, and the output."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.PRESETS, "tiny", {**LAYER, "train": {**LAYER["train"], "steps": 8}})
+        patch.setitem(BASELINES, "little", Network("little network", little, "0", rates=(1e-3,)))
+        patch.setitem(BENCHMARKS, "phantom", Benchmark(DATA, 8, "tiny", ("logistic", "little"), 6))
+        command = ["phantom", "--seeds", "2"]
+        for option in ("runs", "out", "figures"):
+            command += [f"--{option}", str(folder / option)]
+        first = CliRunner().invoke(app, [*command, "--baselines", "little"])
+        assert first.exit_code == 0, first.output
+        patch.setattr(BASELINES["little"], "fit", None)  # what is finished is not trained again
+        second = CliRunner().invoke(app, [*command, "--baselines", "logistic,little"])
+        assert second.exit_code == 0, second.output
+    return folder, second.output
+
+
+def test_every_model_has_metrics_and_costs_over_the_seeds(done):
+    folder, output = done
+    found = json.loads((folder / "out" / "phantom.json").read_text())
+    assert list(found["models"]) == [OURS, "logistic", "little"]
+    for model in found["models"].values():
+        assert len(model["test"]["auc"]["values"]) == 2
+        assert model["test"]["log_loss"]["mean"] > 0
+        assert len(model["cost"]["training_seconds"]) == 2 and min(model["cost"]["ms_per_image"]) > 0
+        assert model["cost"]["parameters"] > 0
+    ours, rival = found["models"][OURS]["cost"], found["models"]["little"]["cost"]
+    assert min(ours["multiply_adds"]) > min(rival["multiply_adds"]) > 0
+    assert min(rival["tuning_seconds"]) > 0
+    assert found["models"]["logistic"]["cost"]["multiply_adds"] == [None, None]
+    assert found["quick"] is False and "--baselines logistic,little" in found["command"]
+    assert "little: test AUC" in output
+
+
+def test_the_lead_over_a_baseline_is_the_mean_over_the_seeds(done):
+    found = json.loads((done[0] / "out" / "phantom.json").read_text())
+    models = found["models"]
+    for rival, lead in found["paired"][OURS].items():
+        difference = models[OURS]["test"]["auc"]["mean"] - models[rival]["test"]["auc"]["mean"]
+        assert lead["auc_difference"] == pytest.approx(difference)
+        low, high = lead["auc_difference_ci95"]
+        assert low <= difference <= high
+        assert lead["auc_difference_p_holm"] >= lead["auc_difference_p"]
+
+
+def test_the_figure_of_costs_names_every_model(done):
+    text = (done[0] / "figures" / "phantom-costs.svg").read_text()
+    ElementTree.fromstring(text)
+    for name in (OURS, "logistic", "little"):
+        assert text.count(f">{name}<") == 2  # against training and against prediction
+
+
+def test_models_of_unknown_cost_are_not_drawn(done, tmp_path):
+    result = json.loads((done[0] / "out" / "phantom.json").read_text())
+    del result["models"]["logistic"]["cost"]
+    draw_costs(result, tmp_path / "deeper" / "costs.svg")
+    assert ">logistic<" not in (tmp_path / "deeper" / "costs.svg").read_text()
+
+
+def outcome(run, labels, **scores) -> _Outcome:
+    prob = {name: np.stack([1 - s, s], axis=1) for name, s in scores.items()}
+    return _Outcome(run, {}, labels, tuple(str(i) for i in range(len(labels))), prob)
+
+
+def test_the_difference_of_two_models_has_the_sign_and_size_of_their_aucs():
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    good = [1 / (1 + np.exp(-rng.normal(3 * labels - 1.5))) for _ in range(3)]
+    bad = [rng.random(120) for _ in range(3)]
+    outcomes = [outcome(None, labels, good=g, bad=b) for g, b in zip(good, bad, strict=True)]
+    found = seed_mean_difference(outcomes, "good", "bad", 1)
+    each = [roc_auc_score(labels, g) - roc_auc_score(labels, b) for g, b in zip(good, bad, strict=True)]
+    np.testing.assert_allclose(found["auc_difference_values"], each)
+    assert found["auc_difference_ci95"][0] > 0 and found["auc_difference_p"] < 0.01
+    same = seed_mean_difference(outcomes, "good", "good", 1)
+    assert same["auc_difference"] == 0 and same["auc_difference_p"] == 1
+    other = seed_mean_difference(outcomes, "bad", "good", 1)
+    assert other["auc_difference"] == pytest.approx(-found["auc_difference"])
+
+
+def test_three_equal_seeds_are_no_three_times_as_many_patients():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    a, b = rng.random(80), rng.random(80)
+    one = seed_mean_difference([outcome(None, labels, a=a, b=b)], "a", "b", 1)
+    three = seed_mean_difference([outcome(None, labels, a=a, b=b)] * 3, "a", "b", 1)
+    np.testing.assert_allclose(three["auc_difference_ci95"], one["auc_difference_ci95"])
+
+
+def test_a_quick_try_has_files_of_its_own_and_says_so(tmp_path, monkeypatch):
+    asked = []
+
+    def one_seed(benchmark, source, path, seed):
+        asked.append((benchmark, path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "_one_seed", one_seed)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark("phantom", tmp_path, tmp_path / "runs", tmp_path, [0], baselines=(), quick=True)
+    (quick, path) = asked[0]
+    assert path == tmp_path / "runs" / "phantom-quick" / "seed-0"
+    assert quick == replace(BENCHMARKS["phantom"].quick(), baselines=())
+    assert quick.steps < BENCHMARKS["phantom"].steps
+
+
+def test_unknown_baselines_and_absent_data_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="Known: logistic"):
+        run_benchmark("phantom", tmp_path, tmp_path, tmp_path, [0], baselines=("resnet17",))
+    with pytest.raises(DataError, match="no such file"):
+        run_benchmark("ddsm64", tmp_path, tmp_path, tmp_path, [0])

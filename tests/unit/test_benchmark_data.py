@@ -1,0 +1,156 @@
+"""Curves over the training data, on a phantom of a few patients."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from scorebayes import benchmark, benchmark_data, train
+from scorebayes.benchmark import METRICS, OURS, Benchmark
+from scorebayes.benchmark_data import (
+    CURVES,
+    Study,
+    default_values,
+    draw_curve,
+    measure_curve,
+    parse_values,
+    scaled_steps,
+)
+from scorebayes.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("curves")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    phantom = Benchmark("phantom:n_patients=60,views=1,size=16", steps=12, preset="tiny", baselines=())
+    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", phantom)
+    monkeypatch.setattr(benchmark, "N_BOOTSTRAP", 100)
+    monkeypatch.setattr(benchmark_data, "LEAST_STEPS", 6)
+    monkeypatch.setattr(train, "FINAL_IMAGES", 1)  # one pass over the validation images, for speed
+
+
+def _measure(study, folder):
+    return measure_curve(study, folder, folder / "runs", folder / "results", folder / "figures")
+
+
+def _imbalance(seeds):
+    return Study("phantom", "imbalance", (1.0, 3.0), tuple(range(seeds)), ("scorebayes", "logistic"))
+
+
+@pytest.fixture
+def measured(folder):
+    return json.loads(_measure(_imbalance(2), folder).read_text())
+
+
+def test_an_imbalance_curve_keeps_the_number_and_names_the_rare_class(measured):
+    assert measured["rare_class"] == "malignant"
+    per_class = [point["train_images_per_class"] for point in measured["points"]]
+    # 21 patients of either class: 3/4 of a total of 2 * 14 are the most that 1:3 allows.
+    assert per_class == [[[14, 14]] * 2, [[21, 7]] * 2]
+    assert [point["test_images"] for point in measured["points"]] == [[8, 8], [8, 8]]
+
+
+def test_every_point_has_the_metrics_of_every_model_and_our_lead(measured):
+    for point in measured["points"]:
+        assert set(point["models"]) == {OURS, "logistic"}
+        for model in point["models"].values():
+            assert set(model["test"]) == set(METRICS)
+            assert len(model["test"]["auc"]["values"]) == 2 == len(model["cost"]["training_seconds"])
+        lead = point["paired"]["logistic"]
+        ours, theirs = (point["models"][name]["test"]["auc"]["values"] for name in (OURS, "logistic"))
+        np.testing.assert_allclose(lead["auc_difference_values"], np.subtract(ours, theirs))
+        low, high = lead["auc_difference_ci95"]
+        assert low <= lead["auc_difference"] <= high and 0 < lead["auc_difference_p"] <= 1
+
+
+def test_a_curve_that_is_run_again_trains_nothing_anew(measured, folder):
+    weights = sorted((folder / "runs").rglob("step-*.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights]
+    again = json.loads(_measure(_imbalance(2), folder).read_text())
+    assert [path.stat().st_mtime_ns for path in weights] == before and len(before) == 4
+    assert again["points"] == measured["points"]
+
+
+def test_the_steps_follow_the_images_and_the_prior_does_not(measured, folder):
+    share = 28 / 42
+    assert [p["steps"] for p in measured["points"]] == [[round(12 * math.sqrt(share))] * 2] * 2
+    for run in (folder / "runs").rglob("config.toml"):
+        assert "prob = [\n    0.5,\n    0.5,\n]" in run.read_text()
+
+
+def test_the_figure_shows_both_panels(measured, folder):
+    text = (folder / "figures" / "phantom-imbalance.svg").read_text()
+    assert "mean and range of 2 seeds" in text and "minus rival" in text and ">logistic<" in text
+
+
+def test_all_patients_stand_at_their_number_on_the_axis(measured, tmp_path):
+    points = [
+        measured["points"][0] | {"value": 5, "shown": "5"},
+        measured["points"][1] | {"value": None, "shown": "all"},
+    ]
+    draw_curve({**measured, "vary": "per-class", "points": points}, tmp_path / "figure.svg")
+    assert ">all<" in (tmp_path / "figure.svg").read_text()
+
+
+def test_few_patients_and_a_reduced_validation_split(folder):
+    study = Study("phantom", "per-class", (3.0,), (0,), ("scorebayes",), reduce_val=True)
+    point = json.loads(_measure(study, folder).read_text())["points"][0]
+    assert point["train_images_per_class"] == [[3, 3]] and point["val_images"] == [6]
+    assert point["steps"] == [6] and point["paired"] == {}
+    assert point["models"][OURS]["test"]["auc"]["std"] is None
+
+
+def test_wrong_labels_leave_the_number_of_images(folder):
+    study = Study("phantom", "label-noise", (0.4,), (0,), ("scorebayes",), quick=True)
+    path = _measure(study, folder)
+    assert path.name == "phantom-label-noise-quick.json"
+    assert json.loads(path.read_text())["points"][0]["train_images"] == [42]
+    audit = json.loads(next((folder / "runs" / "curves" / study.title).rglob("audit.json")).read_text())
+    assert audit["labels_made_wrong_on_purpose"] == 16
+
+
+def test_steps_shrink_with_the_root_of_the_share_down_to_a_least_number():
+    assert [scaled_steps(3000, share) for share in (1, 0.25, 0.00001)] == [
+        3000,
+        1500,
+        benchmark_data.LEAST_STEPS,
+    ]
+    assert scaled_steps(4, 0.5) == 4
+
+
+def test_values_are_read_and_shown_as_they_are_written():
+    assert parse_values("5, 10,all") == (5, 10, math.inf)
+    study = Study("breastmnist", "per-class", (5.0, math.inf), (0, 1), reduce_val=True)
+    assert "--values 5,all --seeds 2" in study.command and "--reduce-val" in study.command
+    assert "--values" not in Study("phantom", "imbalance", CURVES["imbalance"].values, (0,)).command
+    assert default_values("label-noise")[-1] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: parse_values("5,many"), "5,many"),
+        (lambda: default_values("size"), "unknown curve 'size'"),
+        (lambda: Study("chestmnist", "imbalance", (1,), (0,)), "unknown benchmark 'chestmnist'"),
+        (lambda: Study("phantom", "imbalance", (1,), (0,), ("scorebayes", "resnet1")), "unknown model"),
+        (lambda: Study("phantom", "imbalance", (1,), (0,), ("logistic",)), "lack 'scorebayes'"),
+        (lambda: Study("phantom", "imbalance", (math.inf,), (0,)), "all is no value"),
+        (lambda: Study("phantom", "per-class", (2.5,), (0,)), "2.5 is no value"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_trained(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_absent_data_are_named(tmp_path):
+    study = Study("breastmnist", "imbalance", (1.0,), (0,))
+    with pytest.raises(DataError, match=r"breastmnist\.npz"):
+        measure_curve(study, tmp_path, tmp_path, tmp_path, tmp_path)

@@ -1,0 +1,128 @@
+"""The page of results: what the files hold, and what is missing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from scorebayes.benchmark_page import METRICS, write_page
+from scorebayes.cli_benchmark import app
+from scorebayes.errors import DataError
+
+SPREAD = {"mean": 0.9, "std": 0.0123, "values": [0.89, 0.91], "ci95": [0.85, 0.95]}
+LEAD = {"auc_difference": 0.0312, "auc_difference_ci95": [-0.01, 0.07], "auc_difference_p": 0.0004}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("results", "figures"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def _write(folders):
+    out = folders / "docs" / "benchmarks.md"
+    return write_page(folders / "results", folders / "figures", out).read_text()
+
+
+def _store(folders, stem, **content):
+    (folders / "results" / f"{stem}.json").write_text(json.dumps(content))
+
+
+def _curve(vary, **changes):
+    point = {
+        "shown": "30", "train_images": [62, 62], "steps": [300, 310],
+        "models": {"scorebayes": {"test": {"auc": SPREAD}}, "resnet18": {"test": {}}},
+        "paired": {"resnet18": LEAD},
+    }  # fmt: skip
+    header = {
+        "seeds": [0, 1],
+        "rare_class": "malignant",
+        "validation": "whole",
+        "steps_rule": "a rule",
+        "prior": "p",
+    }
+    return {**header, "vary": vary, "models": ["scorebayes", "resnet18"], "points": [point], **changes}
+
+
+def test_nothing_run_is_a_page_of_commands(folders):
+    text = _write(folders)
+    for command in (
+        "breastmnist",
+        "ddsm64",
+        "data-curves phantom --vary imbalance",
+        "data-curves breastmnist --vary label-noise",
+    ):
+        assert f"Not run. It is made by `scorebayes benchmark {command}`." in text
+    assert text.count("Not run") == 11 and "|" not in text
+
+
+def test_a_benchmark_has_its_table_paired_tests_and_figures(folders):
+    models = {
+        "scorebayes-generative": {"test": {metric: SPREAD for metric in METRICS}},
+        "resnet18": {"test": {"auc": {"mean": 0.8}}},
+    }
+    paired = {"scorebayes-generative": {"resnet18": LEAD}}
+    facts = {"seeds": [0, 1], "steps": 7, "test_images": 156, "majority_accuracy": 0.73, "written": "today"}
+    made = {"environment": {"processor": "A processor"}, "command": "a command"}
+    _store(folders, "breastmnist", models=models, paired=paired, **facts, **made)
+    for figure in ("breastmnist-cost", "breastmnist-per-class", "phantom-cost"):
+        (folders / "figures" / f"{figure}.svg").write_text("<svg/>")
+    text = _write(folders)
+    assert "| scorebayes-generative | 0.900 ± 0.012 [0.850, 0.950] |" in text
+    assert "| resnet18 | 0.800 | – |" in text
+    assert "| scorebayes-generative | resnet18 | +0.031 [-0.010, +0.070] | < 0.001 |" in text
+    assert (
+        "156 test images; 2 seed(s); 7 steps; always naming the most frequent class: accuracy 0.730; on A processor"
+        in text
+    )
+    assert "![breastmnist cost](../figures/breastmnist-cost.svg)" in text
+    assert "breastmnist-per-class.svg" not in text  # its curve is not there
+
+
+def test_a_file_without_paired_tests_says_so(folders):
+    _store(folders, "phantom", models={"scorebayes-generative": {"test": {"auc": SPREAD}}})
+    assert "Paired tests: none in the file." in _write(folders)
+
+
+def test_a_curve_has_a_row_for_every_value_and_its_figure(folders):
+    _store(folders, "phantom-imbalance", **_curve("imbalance"))
+    (folders / "figures" / "phantom-imbalance.svg").write_text("<svg/>")
+    text = _write(folders)
+    assert (
+        "| 1 to | training images | steps | AUC scorebayes | AUC resnet18 | AUC difference to resnet18 |"
+        in text
+    )
+    assert "| 30 | 62 | 300 to 310 | 0.900 ± 0.012 [0.850, 0.950] | – | +0.031 [-0.010, +0.070] |" in text
+    assert "2 seed(s); rare class: malignant; validation split: whole; steps: a rule; prior: p." in text
+    assert "![phantom imbalance](../figures/phantom-imbalance.svg)" in text
+
+
+def test_further_curves_are_shown_and_quick_tries_are_not(folders):
+    _store(folders, "ddsm64-per-class-val-reduced", **_curve("per-class", validation="reduced"))
+    _store(folders, "phantom-per-class-quick", **_curve("per-class", validation="quick try"))
+    text = _write(folders)
+    assert "### DDSM, 64 x 64: training patients" in text and "validation split: reduced" in text
+    assert "rare class" not in text and "quick try" not in text
+
+
+def test_a_damaged_file_is_named(folders):
+    (folders / "results" / "phantom.json").write_text("{")
+    with pytest.raises(DataError, match=r"phantom\.json: not a JSON file"):
+        _write(folders)
+
+
+def test_the_command_writes_the_page(folders):
+    out = folders / "page.md"
+    options = [
+        "--results",
+        str(folders / "results"),
+        "--figures",
+        str(folders / "figures"),
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(app, ["page", *options])
+    assert result.exit_code == 0 and str(out) in result.output and out.read_text().startswith("# Benchmarks")
