@@ -107,7 +107,7 @@ class Pgd:
 
     def __call__(self, run: Run, target: Target, images: ImageSet, budget: float, seed: int) -> ImageSet:
         """Images within ``budget`` grey levels of these, in every pixel."""
-        found = []
+        found: list[NDArray] = []
         for image, label, key in zip(images.images, images.labels, images.keys, strict=True):
             rng = np.random.default_rng([seed, len(found)])
             v_0 = torch.from_numpy(image[None].astype(np.float64))
@@ -136,7 +136,7 @@ class Square:
 
     def __call__(self, run: Run, target: Target, images: ImageSet, budget: float, seed: int) -> ImageSet:
         """Images within ``budget`` grey levels of these, in every pixel."""
-        found = []
+        found: list[NDArray] = []
         for image, label, key in zip(images.images, images.labels, images.keys, strict=True):
             rng = np.random.default_rng([seed, len(found)])
             v_0 = torch.from_numpy(image[None].astype(np.float64))

@@ -169,5 +169,5 @@ def fit_appearance(images: NDArray, share: float, seed: int = 0) -> Appearance:
 def _fit(found: Array, threshold: float) -> Appearance:
     mean, scale = found.mean(axis=0), np.maximum(found.std(axis=0), 1e-3)
     correlation = np.cov((found - mean) / scale, rowvar=False)
-    precision = np.linalg.inv(correlation + _RIDGE * np.eye(len(mean)))
+    precision: Array = np.linalg.inv(correlation + _RIDGE * np.eye(len(mean))).astype(np.float64)
     return Appearance(mean, scale, precision, threshold, len(found))

@@ -39,8 +39,8 @@ from scorebayes.spreadsheet import plain
 METRICS = (
     "auc", "accuracy", "balanced_accuracy", "sensitivity_at_90_specificity", "log_loss", "brier", "ece",
 )  # fmt: skip
-OURS = "scorebayes-generative"
-ENSEMBLE = "scorebayes-generative-ensemble"
+OURS, BEST = "scorebayes-generative", "scorebayes-best"
+ENSEMBLE = "{}-ensemble"  # of the seeds of a model
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
 N_BOOTSTRAP = 2000
 
@@ -53,7 +53,7 @@ class Benchmark:
     """
 
     source: str
-    steps: int = 3000
+    steps: int = 2000
     preset: str = "small"
     baselines: tuple[str, ...] = tuple(BASELINES)
     network_steps: int | None = None
@@ -65,6 +65,9 @@ class Benchmark:
         )
 
 
+HYBRID = {"steps": 250, "lr": 3e-4, "warmup": 20, "ema": 0.99, "validate_every": 50, "cross_entropy": 0.3}
+"""[train] of the variant with a discriminative term, which starts from the generative weights of the same seed."""
+
 BENCHMARKS = {
     "breastmnist": Benchmark("medmnist:{root}/medmnist/breastmnist.npz"),
     "pneumoniamnist": Benchmark("medmnist:{root}/medmnist/pneumoniamnist.npz"),
@@ -75,7 +78,8 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one seed answered: [N] labels and patients, posterior [N, Y] of every model; metrics of the run."""
+    """What one seed answered: [N] labels and patients, posterior [N, Y] of the run (as ``OURS``) and of the baselines;
+    metrics of the run."""
 
     run: Run
     metrics: Mapping[str, Any]
@@ -112,14 +116,19 @@ def run_benchmark(
     source = benchmark.source.format(root=data_root.resolve())
     if source != benchmark.source and not Path(source.partition(":")[2]).exists():
         raise DataError(f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root.")
-    done = [_one_seed(benchmark, source, runs / stem / f"seed-{seed}", seed) for seed in seeds]
+    pairs = [_one_seed(benchmark, source, runs / stem / f"seed-{seed}", seed) for seed in seeds]
+    done, best = [generative for generative, _ in pairs], [hybrid for _, hybrid in pairs]
     first, metrics = done[0].run, done[0].metrics
     compared = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
-    models: dict[str, Any] = {OURS: {**_summary([o.metrics for o in done]), "cost": _own_cost(done)}}
-    models[OURS]["training_seconds"] = models[OURS]["cost"]["training_seconds"]
-    ensemble = _ensemble([outcome.run for outcome in done])
-    if ensemble:
-        models[ENSEMBLE] = {"test": ensemble, "cost": _of_all(models[OURS]["cost"])}
+    own, tuned = _own_cost(done), _own_cost(best)
+    for key in ("training_seconds", "multiply_adds"):  # what it started from was trained, too
+        tuned[key] = [a + b for a, b in zip(own[key], tuned[key], strict=True)]
+    models: dict[str, Any] = {}
+    for model, outcomes, cost in ((OURS, done, own), (BEST, best, tuned)):
+        models[model] = {**_summary([outcome.metrics for outcome in outcomes]), "cost": cost}
+        ensemble = _ensemble([outcome.run for outcome in outcomes])
+        if ensemble:
+            models[ENSEMBLE.format(model)] = {"test": ensemble, "cost": _of_all(cost)}
     for baseline in compared:
         each = [outcome.baselines[baseline] for outcome in done]
         models[baseline] = {**_summary(each), "cost": _baseline_cost(done, baseline)}
@@ -132,12 +141,13 @@ def run_benchmark(
         "seeds": list(seeds),
         "steps": benchmark.steps,
         "preset": benchmark.preset,
+        "hybrid": HYBRID,
         "test_images": metrics["n"],
         "estimator": first.config.sections["likelihood"],
         "nfe_per_class": metrics["nfe_per_class"],
         "majority_accuracy": metrics["majority_accuracy"],
         "models": models,
-        "paired": {OURS: _paired(done, compared)},
+        "paired": {OURS: _paired(done, compared), BEST: _paired(best, compared)},
         "environment": environment(first.device),
         "written": time.strftime("%Y-%m-%d"),
     }
@@ -155,7 +165,8 @@ def require_known(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> _Outcome:
+def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> tuple[_Outcome, _Outcome]:
+    """The generative run with its baselines, and the hybrid that starts from its weights."""
     layers = [{"seed": seed, "train": {"steps": benchmark.steps}}]
     run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
     score_split(run, "test")
@@ -163,20 +174,27 @@ def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> _Outc
         fit_baseline(run, name, benchmark.network_steps)
         for split in ("val", "test"):
             predict_baseline(run, name, split)
-    metrics = evaluate(run, "test")
-    return _outcome(run, metrics)
+    generative = _outcome(run, evaluate(run, "test"))
+    hybrid = {**HYBRID, "steps": min(HYBRID["steps"], benchmark.steps), "init": str(run.path.resolve())}
+    path = path.with_name(f"{path.name}-hybrid")
+    best = stages.train(
+        path, source, [*layers, {"train": hybrid}], benchmark.preset, pick_device(), resume=path.exists()
+    )
+    score_split(best, "test")
+    return generative, _outcome(best, evaluate(best, "test"), beside=generative)
 
 
-def _outcome(run: Run, metrics: Mapping[str, Any]) -> _Outcome:
-    """The stored posteriors of all models, of the test images that ours could answer."""
+def _outcome(run: Run, metrics: Mapping[str, Any], beside: _Outcome | None = None) -> _Outcome:
+    """The stored posteriors of a run and of its baselines, or those of another run, for the images that it could answer."""
     classes = run.facts.classes
     columns = [f"prob_{name}" for name in classes]
     own = pd.read_csv(run.path / "predictions-test.csv", keep_default_na=False, dtype=str)
     own = own[own["status"] == "ok"]
     own = own.assign(image_id=own["image_id"].map(plain))
     prob = {OURS: own[columns].to_numpy(np.float64)}
-    for entry in metrics["baselines"].values():
-        frame = read_predictions(run, entry["name"], "test")
+    peers_of, peers = (run, metrics) if beside is None else (beside.run, beside.metrics)
+    for entry in peers["baselines"].values():
+        frame = read_predictions(peers_of, entry["name"], "test")
         assert frame is not None  # it is where the metrics come from
         prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
@@ -190,7 +208,10 @@ def _paired(done: Sequence[_Outcome], rivals: Sequence[str]) -> dict[str, Any]:
     found = {rival: seed_mean_difference(done, OURS, rival, positive) for rival in rivals}
     adjusted = holm([lead["auc_difference_p"] for lead in found.values()])
     for (rival, lead), p in zip(found.items(), adjusted, strict=True):
-        intervals = [ci for o in done if (ci := o.baselines[rival].get("auc_difference_ci95")) is not None]
+        # A seed's own interval is at hand where the run was evaluated beside this baseline.
+        intervals = [
+            ci for o in done if (ci := o.baselines.get(rival, {}).get("auc_difference_ci95")) is not None
+        ]
         lead["auc_difference_p_holm"] = float(p)
         if len(intervals) == len(done):
             lead["auc_difference_ci95_of_seeds"] = np.mean(intervals, axis=0).tolist()

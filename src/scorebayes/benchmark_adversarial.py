@@ -8,10 +8,11 @@ from typing import Any
 
 from scorebayes.adversarial import OurTarget, PeerTarget, Pgd, Square, Target, grey_levels
 from scorebayes.baselines import fit_baseline
-from scorebayes.benchmark_images import score_images, shares, some_of
+from scorebayes.benchmark_images import score_images, some_of
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split
+from scorebayes.looks import pixels
 from scorebayes.metrics import wilson
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run, environment
@@ -72,7 +73,7 @@ def _outcome(run: Run, name: str, target: Target, images: ImageSet) -> dict[str,
     }
     judge = run.decision.typicality
     if name == OURS and judge is not None:
-        distance = judge.distance(score_images(run, images, run.likelihood), shares(images))
+        distance = judge.distance(score_images(run, images, run.likelihood), pixels(run, images))
         found["declined"] = float((distance > judge.threshold).mean())
         found["wrong_and_not_declined"] = float((~right & (distance <= judge.threshold)).mean())
     return found

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,10 +91,13 @@ def _measure(run: Run, limit: int, steps: int | None) -> dict[str, Any]:
 def lesion_shares(
     run: Run, baseline: Baseline, test: ImageSet, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Shares in the known lesion of the size of a map, and of its positive part (for the true class): raw and smoothed.
+    """How much of a map lies in the known lesion, against the share of its area and of the image's brightness.
 
-    Means over the images with patient-bootstrap intervals, and the paired differences between ours and the others. A map
-    that is zero everywhere counts as even. ConfigError where the images are not in the phantom's own geometry.
+    ``share``, ``share_positive``: of the size of the map, and of its positive part (for the true class), means over the
+    images; both also after smoothing. ``net_share``: of the sum of the maps over all images, in which what cancels (the
+    chance of the draws) is gone; the sum of our map is the log-odds, that of integrated gradients nearly. All with
+    patient-bootstrap intervals, and the paired differences between ours and the others. A map that is zero everywhere
+    counts as even. ConfigError where the images are not in the phantom's own geometry.
     """
     source = cast(Phantom, open_source(run.config.data.source, **(run.config.data.options or {})))
     if run.config.prepare.steps or run.config.prepare.size != source.size:
@@ -101,31 +105,34 @@ def lesion_shares(
             f"lesions are known in the phantom's own geometry, {source.size} pixels and no steps of preparation.",
             "Train a run without [prepare] size and steps.",
         )
-    area: list[float] = []
-    shares: dict[str, dict[str, list[float]]] = {}
+    area, bright = [], []
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row, record in enumerate(test.records):
         x = run.standardise(test.images[row : row + 1])
         mask = source.lesion_mask(record)
-        area.append(float(mask.mean()))
-        for method, found in _maps(run, baseline, x, record.image_id, int(test.labels[row])).items():
-            of = shares.setdefault(method, {})
-            for prefix, shown in (("", found), ("smoothed_", smooth(found))):
-                of.setdefault(f"{prefix}share", []).append(_share_within(np.abs(shown), mask))
-                of.setdefault(f"{prefix}share_positive", []).append(_share_within(shown.clip(min=0), mask))
+        area.append((float(mask.mean()), 1.0))
+        bright.append((_share_within(run.restore(x)[0].mean(axis=0), mask), 1.0))
+        for method, shown in _maps(run, baseline, x, record.image_id, int(test.labels[row])).items():
+            of = found.setdefault(method, {})
+            of.setdefault("net_share", []).append((float(shown[mask].sum()), float(shown.sum())))
+            for prefix, each in (("", shown), ("smoothed_", smooth(shown))):
+                of.setdefault(f"{prefix}share", []).append((_share_within(np.abs(each), mask), 1.0))
+                positive = _share_within(each.clip(min=0), mask)
+                of.setdefault(f"{prefix}share_positive", []).append((positive, 1.0))
         advance(row + 1)
-    others = [method for method in shares if method != OURS]
     return {
-        "area": _summary(area, test.patients),
+        "area": _summary(test.patients, area),
+        "brightness": _summary(test.patients, bright),
         "methods": {
-            method: {name: _summary(values, test.patients) for name, values in of.items()}
-            for method, of in shares.items()
+            method: {name: _summary(test.patients, parts) for name, parts in of.items()}
+            for method, of in found.items()
         },
         "ours_minus": {
             method: {
-                name: _summary(np.subtract(shares[OURS][name], values), test.patients)
-                for name, values in shares[method].items()
+                name: _summary(test.patients, found[OURS][name], minus=parts) for name, parts in of.items()
             }
-            for method in others
+            for method, of in found.items()
+            if method != OURS
         },
     }
 
@@ -181,20 +188,20 @@ def delete(x: Tensor, ranking: Map, replacement: Tensor) -> Tensor:
     """x [1, C, S, S] with the highest-ranking shares ``DELETED`` of its pixels replaced -> [len(DELETED), C, S, S]."""
     place = np.empty(ranking.size, dtype=np.int64)
     place[np.argsort(-ranking, axis=None, kind="stable")] = np.arange(ranking.size)
-    place = place.reshape(ranking.shape)
-    gone = np.stack([place < round(share * ranking.size) for share in DELETED])
+    gone = np.stack([place.reshape(ranking.shape) < round(share * ranking.size) for share in DELETED])
     return torch.where(torch.from_numpy(gone)[:, None], replacement, x)
 
 
 def _areas(curves: Mapping[str, Sequence[NDArray]], patients: Sequence[str]) -> dict[str, Any]:
     area = {
-        method: np.trapezoid(np.stack(of), DELETED, axis=1) / DELETED[-1] for method, of in curves.items()
+        method: [(area, DELETED[-1]) for area in trapezoid(np.stack(of), DELETED, axis=1)]
+        for method, of in curves.items()
     }
     return {
         method: {
             "curve": np.mean(of, axis=0).tolist(),
-            "area": _summary(area[method], patients),
-            "below_random": _summary(area[RANDOM] - area[method], patients),
+            "area": _summary(patients, area[method]),
+            "below_random": _summary(patients, area[RANDOM], minus=area[method]),
         }
         for method, of in curves.items()
     }
@@ -273,9 +280,28 @@ def _no_grad(logits: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return logits(x)
 
 
-def _summary(values: Sequence[float] | NDArray, patients: Sequence[str]) -> dict[str, Any]:
-    """Mean over images with its 95 % interval by a bootstrap over patients."""
-    each = np.asarray(values, dtype=np.float64)
-    replicates = clustered_bootstrap(lambda weights: weights @ each / weights.sum(1), patients)
-    low, high = np.quantile(replicates, [0.025, 0.975])
-    return {"mean": float(each.mean()), "ci95": [float(low), float(high)]}
+Ratios = Sequence[tuple[float, float]]
+"""A part and a whole for each image; what is reported is the sum of the parts over the sum of the wholes."""
+
+
+def _summary(patients: Sequence[str], parts: Ratios, minus: Ratios | None = None) -> dict[str, Any]:
+    """The ratio over all images, less another one, with its 95 % interval by a bootstrap over patients.
+
+    None where the wholes sum to nothing.
+    """
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        sums = weights @ np.asarray(parts)
+        ratio = sums[:, 0] / sums[:, 1]
+        if minus is not None:
+            sums = weights @ np.asarray(minus)
+            ratio = ratio - sums[:, 0] / sums[:, 1]
+        return ratio
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        (value,) = statistic(np.ones((1, len(parts))))
+        bounds = np.quantile(clustered_bootstrap(statistic, patients), [0.025, 0.975])
+    return {
+        "mean": float(value) if np.isfinite(value) else None,
+        "ci95": bounds.tolist() if np.isfinite(bounds).all() else None,
+    }

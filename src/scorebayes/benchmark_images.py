@@ -30,7 +30,7 @@ def some_of(images: ImageSet, n: int, seed: int) -> ImageSet:
     return images.subset(np.sort(rows))
 
 
-def shares(images: ImageSet) -> NDArray[np.float32]:
+def _shares(images: ImageSet) -> NDArray[np.float32]:
     """Grey values [N, C, S, S] as shares of the full scale, in [0, 1]."""
     return images.images.astype(np.float32) / np.float32(2**images.bits - 1)
 
@@ -51,7 +51,7 @@ def _changed(
     """Every channel by the same draw, keyed by the image."""
     top = 2**images.bits - 1
     found = np.empty(images.images.shape, dtype=images.images.dtype)
-    for row, (key, image) in enumerate(zip(images.keys, shares(images), strict=True)):
+    for row, (key, image) in enumerate(zip(images.keys, _shares(images), strict=True)):
         digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
         for channel, pixels in enumerate(image):
             rng = np.random.default_rng(int.from_bytes(digest, "little"))

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from scorebayes.benchmark_images import as_images, foreign, score_images, shares, some_of, split_table
+from scorebayes.benchmark_images import as_images, foreign, score_images, some_of, split_table
 from scorebayes.data.foreign import FOREIGN, pictures
 from scorebayes.data.load import ImageSet
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import DenoisingBound
+from scorebayes.looks import pixels, reference_pixels
 from scorebayes.metrics import delong, risk_coverage, wilson
 from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
@@ -39,13 +40,13 @@ def measure_ood(run: Run, images: int, data_root: Path) -> dict[str, Any]:
     some, some_val = some_of(test, images, seed), some_of(val, images, seed)
     found = pictures(data_root, run.facts.info.name, images, np.random.default_rng(seed))
     kinds = {name: (foreign(some, name, seed), 0) for name in FOREIGN}
-    kinds |= {name: as_images(run, pixels, name) for name, pixels in found.items()}
+    kinds |= {name: as_images(run, files, name) for name, files in found.items()}
     with progress_bar("ood", len(kinds) + 2) as advance:
         # As many false alarms on validation images as typicality aims at.
         limit = float(np.quantile(_nats(run, some_val, bound), SHARE_FLAGGED))
         advance(1, "validation images")
         table = split_table(run, test, "test")
-        here = _Measures(judge.distance(table, shares(test)), _nats(run, some, bound))
+        here = _Measures(judge.distance(table, pixels(run, test)), _nats(run, some, bound))
         advance(2, "test images")
         rows = {}
         for done, (name, (strange, refused)) in enumerate(kinds.items(), 3):
@@ -99,9 +100,8 @@ def _judge(run: Run, val: ImageSet) -> tuple[Typicality, bool]:
     stored = run.decision.typicality
     if stored is not None and stored.appearance is not None:
         return stored, True
-    pixels = np.concatenate([shares(load_split(run, "train")), shares(val)])
     table = split_table(run, val, "val")
-    return fit_typicality(table, images=pixels, seed=run.config.seed), False
+    return fit_typicality(table, images=reference_pixels(run), seed=run.config.seed), False
 
 
 class _Measures(NamedTuple):
@@ -130,7 +130,7 @@ def _row(
     if not len(images):
         return {**row, "flagged": 1.0, "flagged_by_likelihood": 1.0}
     table = score_images(run, images, run.likelihood)
-    there = _Measures(judge.distance(table, shares(images)), _nats(run, images, bound))
+    there = _Measures(judge.distance(table, pixels(run, images)), _nats(run, images, bound))
     flagged = int((there.distance > judge.threshold).sum()) + refused
     by_levels = int((judge.level_distance(table) > judge.threshold).sum()) + refused
     low = int((there.nats < limit).sum()) + refused

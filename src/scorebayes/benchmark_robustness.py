@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.baselines import BASELINES, open_baseline
-from scorebayes.benchmark_images import corrupted, score_images, shares, some_of
+from scorebayes.benchmark_images import corrupted, score_images, some_of
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.corrupt import CORRUPTIONS, SEVERITIES
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.heat import as_file, heat_map
 from scorebayes.inputs import load_split
+from scorebayes.looks import pixels
 from scorebayes.metrics import compare, delong, holm
 from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
@@ -46,7 +47,7 @@ def measure_robustness(run: Run, images: int, severities: Sequence[int]) -> dict
         raise ConfigError(f"{len(some)} test images show one class only.", "Raise --images.")
     peers = {name: open_baseline(run, name) for name in BASELINES if _trained(run, name)}
     conditions = [(CLEAN, 0), *((name, severity) for name in CORRUPTIONS for severity in severities)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with progress_bar("robustness", len(conditions)) as advance:
         for done, (name, severity) in enumerate(conditions, 1):
             changed = some if name == CLEAN else corrupted(some, name, severity, run.config.seed)
@@ -105,7 +106,7 @@ def _ours(run: Run, images: ImageSet) -> tuple[NDArray[np.float64], float | None
     judge = run.decision.typicality
     if judge is None:
         return prob, None
-    distance = judge.distance(table, shares(images))
+    distance = judge.distance(table, pixels(run, images))
     return prob, float((distance > judge.threshold).mean())
 
 

@@ -74,7 +74,11 @@ def measure_speed(runs: Sequence[Run], images: Sequence[int], literal_images: in
         **{key: details[0][key] for key in top},
         "runs": details,
         "command": " ".join(
-            ["scorebayes benchmark speed", *(str(run.path) for run in runs), *(f"--images {n}" for n in images)]
+            [
+                "scorebayes benchmark speed",
+                *(str(run.path) for run in runs),
+                *(f"--images {n}" for n in images),
+            ]
         ),
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }

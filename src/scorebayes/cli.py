@@ -178,7 +178,9 @@ def baseline(
         for split in splits:
             predict_baseline(run, name, split)
     done = f"{found.record['title']}: validation log-loss {found.record['val_log_loss']:.4f}"
-    _say_next(f"{done}, {found.record['seconds']:.0f} s", f"scorebayes evaluate {run_dir} --split {splits[-1]}")
+    _say_next(
+        f"{done}, {found.record['seconds']:.0f} s", f"scorebayes evaluate {run_dir} --split {splits[-1]}"
+    )
 
 
 @app.command()

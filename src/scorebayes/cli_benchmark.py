@@ -139,7 +139,8 @@ def evidence(
     for name, measured in found["runs"].items():
         shares = (measured["lesion"] or {"methods": {}})["methods"]
         for method, of in shares.items():
-            typer.echo(f"{name}: {of['share']['mean']:.3f} of {method} in the lesion")
+            net, size = (of[key]["mean"] for key in ("net_share", "share"))
+            typer.echo(f"{name}: {net or 0:.3f} of the sum of {method} in the lesion, {size:.3f} of its size")
     typer.echo(f"written: {out}")
 
 
@@ -194,7 +195,7 @@ def ood(
     found = measure_ood(open_run(run_dir, device), images, data_root)
     _write(out, found)
     typer.echo(
-        f"foreign images declined: {found['worst_flagged']:.0%} or more of every kind; "
+        f"foreign images declined: at least {found['worst_flagged']:.0%} of every kind; "
         f"test images declined: {found['in_distribution']['flagged']:.1%}; written: {out}"
     )
 

@@ -210,7 +210,8 @@ def resolve(
 ) -> Config:
     """Merge what the data set suggests (``defaults``), the preset and the layers (later ones win); check every field.
 
-    Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming section and field, with the nearest known name where one is unknown.
+    Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming
+    section and field, with the nearest known name where one is unknown.
     """
     if preset is not None and preset not in PRESETS:
         raise ConfigError(

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scorebayes import looks
+from scorebayes.appearance import LEAST_IMAGES
 from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
 from scorebayes.calibrate import Calibration, fit_calibration
 from scorebayes.checkpoint import write_atomically
@@ -46,7 +48,9 @@ def calibrate(run: Run, estimator: str = "") -> Decision:
         table.labels == positive,
         prior_log_odds(run.log_prior, positive),
     )
-    typicality = fit_typicality(table, seed=run.config.seed)
+    reference = looks.reference_pixels(run)
+    known = reference if len(reference) >= LEAST_IMAGES else None
+    typicality = fit_typicality(table, images=known, seed=run.config.seed)
     decision = Decision(calibration, threshold, typicality, run.log_prior, pooling)
     run.write_json(
         f"calibration{suffix(estimator)}.json",
@@ -70,14 +74,15 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     info = run.facts.info
     decision = calibrate(run, estimator) if estimator else run.decision.under(run.log_prior, info.positive)
     patients = run.split.set_index("image_id")["patient_id"].reindex(list(table.keys)).to_numpy()
-    frame = predictions(run, table, decision)
+    images = _in_order(load_split(run, split), table.keys)
+    frame = predictions(run, table, decision, pixels=looks.pixels(run, images))
     frame.insert(1, "patient_id", patients)
     frame.insert(2, "label", [info.classes[y] for y in table.labels])
     write_atomically(run.path / f"predictions-{split}{suffix(estimator)}.csv", csv_text(frame))
 
     good = table.usable()
     posterior = bayes(good, run.log_prior, decision.calibration)
-    images = _in_order(load_split(run, split), good.keys)
+    images = images.subset(np.flatnonzero(table.status == "ok"))
     _write_thumbnails(run, images, good, posterior)
     groups = patients[table.status == "ok"]
     known: dict[str, Any] = {
@@ -112,14 +117,20 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
 
 
 def predictions(
-    run: Run, table: LogLikTable, decision: Decision, log_prior: NDArray | None = None
+    run: Run,
+    table: LogLikTable,
+    decision: Decision,
+    log_prior: NDArray | None = None,
+    *,
+    pixels: NDArray | None = None,
 ) -> pd.DataFrame:
     """One row per image; empty where it failed.
 
     Columns: most probable class, calibrated and raw posterior, log-odds with standard error, whether they are above the
     frozen threshold and whether the error leaves a decision, and the distance from typical images with whether it is
     within the threshold (empty in runs that did not judge it). ``log_prior`` [Y]: another prior than the run's; the
-    threshold moves with it, as ``Decision.under`` says.
+    threshold moves with it, as ``Decision.under`` says. ``pixels`` [N, C, S, S]: the images (``looks.pixels``), needed where
+    the decision judges their appearance.
     """
     classes, positive = run.facts.classes, run.facts.info.positive
     log_prior = run.log_prior if log_prior is None else log_prior
@@ -139,7 +150,8 @@ def predictions(
         "decided": np.where(undecided, "no", "yes"),
     }
     judge = decision.typicality
-    distance = np.full(len(good), np.nan) if judge is None else judge.distance(good)
+    seen = None if pixels is None else pixels[table.status == "ok"]
+    distance = np.full(len(good), np.nan) if judge is None else judge.distance(good, seen)
     typical = np.full(len(good), "") if judge is None else np.where(judge.is_typical(distance), "yes", "no")
     columns |= {"typicality": distance, "typical": typical}
     frame = pd.DataFrame(columns, index=np.flatnonzero(table.status == "ok")).reindex(range(len(table)))

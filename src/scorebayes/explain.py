@@ -66,7 +66,7 @@ def explain_file(
     content = _figures_of(run, evidence, other) | {
         "file": str(path),
         "key": key,
-        "warnings": [text for text in (warning, _atypical(run, evidence)) if text],
+        "warnings": [text for text in (warning, _atypical(run, x, evidence)) if text],
     }
     out.mkdir(parents=True, exist_ok=True)
     _draw_evidence(run, x, evidence, out / "evidence.png")
@@ -167,15 +167,15 @@ def _runner_up(evidence: Evidence, source: int) -> int:
     return int(log_prob.argmax())
 
 
-def _atypical(run: Run, evidence: Evidence) -> str:
+def _atypical(run: Run, x: Tensor, evidence: Evidence) -> str:
     judge = run.decision.typicality
     if judge is None:
         return ""
-    distance = float(judge.distance(evidence.table)[0])
-    if judge.is_typical(distance):
+    distance = judge.distance(evidence.table, run.restore(x))
+    if judge.is_typical(distance)[0]:
         return ""
     return (
-        f"atypical: distance {distance:.2f} from the training images, limit {judge.threshold:.2f}; "
+        f"atypical: distance {distance[0]:.2f} from the training images, limit {judge.threshold:.2f}; "
         "'predict' gives such an image no posterior"
     )
 
@@ -227,7 +227,7 @@ def _draw_evidence(run: Run, x: Tensor, evidence: Evidence, path: Path) -> None:
     picture, name = _picture(run, x), run.facts.classes[evidence.target]
     levels = smooth(evidence.levels)
     rows = -(-len(levels) // _COLUMNS)
-    figure = Figure(figsize=(9, 3.6 + 2.2 * rows), layout="constrained")
+    figure: Any = Figure(figsize=(9, 3.6 + 2.2 * rows), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=[3.6, 2.2 * rows])
     left, right = top.subplots(1, 2)
     _show(left, picture, "image as the model sees it")

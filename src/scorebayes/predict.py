@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -73,6 +74,7 @@ def predict_files(
         ``force`` the posterior of unlike images is given all the same.
     """
     tables: list[LogLikTable] = []
+    shown: list[Tensor] = []
     reasons: dict[int, str] = {}
     warnings = [""] * len(files)
     with progress_bar("predict", len(files)) as advance:
@@ -83,11 +85,13 @@ def predict_files(
                 reasons[row] = str(error)
             else:
                 tables.append(run.log_lik(x, [key]))
+                shown.append(x)
             advance(row + 1, "")
     frame = pd.DataFrame({"file": [str(path) for path in files], "warning": warnings})
     if tables:
         table = LogLikTable.concatenate(tables)
-        found = predictions(run, table, run.decision, log_prior).drop(columns="image_id")
+        pixels = run.restore(torch.cat(shown))
+        found = predictions(run, table, run.decision, log_prior, pixels=pixels).drop(columns="image_id")
         found = _abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))

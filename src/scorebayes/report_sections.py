@@ -876,23 +876,24 @@ def _abstention(run: Run) -> Section:
         f"{share(undecided, len(cases))} answers lie within two standard errors of the computation from the "
         "threshold and are reported as undecided."
     ]
-    numbers = {"coverage": curve, "undecided": undecided, "decided_point": point}
-    return Section("abstention", title, words, panels=[panel], numbers=numbers)
+    numbers = {"coverage": curve, "undecided": undecided, "decided_point": point, "foreign": run.ood}
+    if not run.ood:
+        words.append(f"Not done: images of another kind ('{run.command('benchmark ood')}').")
+        return Section("abstention", title, words, panels=[panel], numbers=numbers)
+    more, table = _foreign(run.ood)
+    return Section("abstention", title, words + more, [table], [panel], numbers=numbers)
 
 
-def _foreign(run: Run) -> Section:
-    title, found = "Images of another kind", run.ood
-    if not found:
-        command = run.command("benchmark ood")
-        return Section("foreign", title, missing="images of another kind were not tried", command=command)
+def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
+    """What was declined of images of another kind, in words and by kind."""
     own = found["in_distribution"]
     words = [
-        f"Typicality asks whether an image is as easy for the network as those it was validated on, and looks like those "
-        f"it was trained on. It declines {own['flagged']:.1%} of the {own['n']} test images and, of each kind below, the "
-        "share given. Beside it a plain rule, which declines what has a low likelihood and aims at the same share of "
+        "Typicality asks whether an image is as easy for the network as those it was validated on, and looks like those it "
+        f"was trained on. It declines {own['flagged']:.1%} of the {own['n']} test images and, of images of another kind, "
+        "the shares below. Beside it a plain rule, which declines what has a low likelihood and aims at the same share of "
         "false alarms. An AUC below 0.5 means that the foreign images are more likely than the test images."
     ]
-    if not found.get("judged_by_prediction"):
+    if not found["judged_by_prediction"]:
         words.append(
             "The run was calibrated without looking at the appearance of images: its own predictions decline by the "
             "noise levels alone (third column)."
@@ -909,7 +910,7 @@ def _foreign(run: Run) -> Section:
         for name, row in found["kinds"].items()
     ]
     header = ("Kind", "Declined", "by noise levels alone", "AUC", "by likelihood", "AUC of likelihood")
-    return Section("foreign", title, words, [Table("Foreign images", header, rows)], numbers=found)
+    return words, Table("Images of another kind", header, rows)
 
 
 def _robustness(run: Run) -> Section:
@@ -929,7 +930,7 @@ def _robustness(run: Run) -> Section:
         value = {(r["kind"], r["severity"]): r["models"][model]["auc"] for r in found["conditions"]}
         grid = np.array([[value[kind, severity] for severity in found["severities"]] for kind in kinds])
         svg = heat_map(
-            grid, kinds, [str(s) for s in found["severities"]], "robustness", "AUC", min(0.5, grid.min())
+            grid, kinds, [str(s) for s in found["severities"]], "robustness-auc", "AUC", min(0.5, grid.min())
         )
         panels.append(Panel(svg, f"AUC of {model} for every corruption, from the mildest to the worst."))
     else:
@@ -1172,6 +1173,6 @@ def _cost(run: Run) -> Section:
 
 SECTIONS: tuple[Callable[[Run], Section], ...] = (
     _discrimination, _threshold, _comparison, _calibration, _usefulness, _posteriors, _levels, _subgroups,
-    _abstention, _foreign, _robustness,
+    _abstention, _robustness,
     _examples, _samples, _data, _precision, _exclusions, _leakage, _training, _curves, _cost, model,
 )  # fmt: skip

@@ -96,7 +96,9 @@ class Decision:
         if self.log_prior is None:
             return self
         moved = prior_log_odds(log_prior, positive) - prior_log_odds(self.log_prior, positive)
-        threshold = float(expit(logit(min(self.threshold, 1 - 1e-12)) + moved))  # a rule may lie above all of [0, 1]
+        threshold = float(
+            expit(logit(min(self.threshold, 1 - 1e-12)) + moved)
+        )  # a rule may lie above all of [0, 1]
         return replace(self, threshold=threshold, log_prior=np.asarray(log_prior, dtype=np.float64))
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,22 +12,52 @@ SOURCE = Path(__file__).parents[2] / "src" / "scorebayes"
 # From the top down: a module may import from layers below its own (and from its own layer), never from above.
 LAYERS = [
     ["cli", "cli_data", "cli_benchmark"],
-    ["stages", "tune", "benchmark", "benchmark_speed", "benchmark_evidence", "benchmark_data", "benchmark_page"],
+    [
+        "stages",
+        "tune",
+        "benchmark",
+        "benchmark_speed",
+        "benchmark_evidence",
+        "benchmark_data",
+        "benchmark_page",
+    ],
     ["benchmark_ood", "benchmark_robustness", "benchmark_adversarial"],
     ["predict", "explain", "evidence", "counterfactual", "gallery", "evaluate", "report"],
     ["adversarial"],
     ["benchmark_images"],
     ["scoring", "train", "baselines", "sequential"],
+    ["looks"],
     ["inputs"],
     ["run"],
     ["augment", "checkpoint"],
     ["config"],
-    ["likelihood", "sample", "nets", "data", "posterior", "pooling", "metrics", "figures", "heat", "benchmark_figures"],
+    [
+        "likelihood",
+        "sample",
+        "nets",
+        "data",
+        "posterior",
+        "pooling",
+        "metrics",
+        "figures",
+        "heat",
+        "benchmark_figures",
+    ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
     ["appearance", "table", "spreadsheet", "noise", "draws", "progress"],
     ["errors"],
 ]
-NO_TORCH = ["posterior", "pooling", "calibrate", "typicality", "metrics", "table", "spreadsheet", "report", "figures"]
+NO_TORCH = [
+    "posterior",
+    "pooling",
+    "calibrate",
+    "typicality",
+    "metrics",
+    "table",
+    "spreadsheet",
+    "report",
+    "figures",
+]
 NO_TORCH += ["appearance", "heat"]
 MATHEMATICS = [
     "noise",

@@ -57,10 +57,19 @@ def mixture() -> Oracle:
 def sampled(request) -> Sampled:
     build, prior = request.param
     world, generator = build(), torch.Generator().manual_seed(1)
-    labels = np.random.default_rng(0).choice(len(prior), 3000, p=prior)
+    labels = np.random.default_rng(0).choice(len(prior), 6000, p=prior)
     x = torch.cat([world.sample(1, int(y), generator) for y in labels])
     log_prior = np.log(prior)
     return Sampled(world, log_prior, x, labels, world.posterior(x, torch.from_numpy(log_prior)).numpy())
+
+
+@pytest.fixture(scope="module")
+def scored(sampled) -> LogLikTable:
+    """Class scores of all images; the first half is for calibration."""
+    return sampled.table(Denoising(flips=False, images_per_call=64, rows_per_call=4096), 6000)
+
+
+HALVES = np.arange(3000), np.arange(3000, 6000)
 
 
 def log_odds(prob: NDArray) -> NDArray:
@@ -86,35 +95,34 @@ def test_the_bound_of_the_optimal_denoiser_gives_the_posterior_within_its_stated
     assert np.abs(found.prob - sampled.truth[:n]).mean() < 0.03
 
 
-def test_the_calibrated_class_score_comes_near_the_posterior(sampled):
+def test_the_calibrated_class_score_comes_near_the_posterior(sampled, scored):
     """Within 0.05 nats an image of the smallest log-loss that is possible, and calibrated.
 
     It is no log-likelihood, so that something is lost however well it is calibrated; measured when the margin was set:
-    0.02 nats for the two Gaussians, 0.044 for the three mixtures.
+    0.02 nats for the two Gaussians, 0.04 to 0.05 for the three mixtures. The margins of slope and intercept are about
+    three times what the chance of the labels moves them by (0.1 for the intercept of the mixtures).
     """
-    table = sampled.table(Denoising(flips=False, images_per_call=64, rows_per_call=4096), 3000)
-    val, test = np.arange(1000), np.arange(1000, 3000)
-    calibration = fit_calibration(table.rows(val), sampled.log_prior)
-    found, truth = bayes(table.rows(test), sampled.log_prior, calibration), sampled.truth[test]
+    val, test = HALVES
+    calibration = fit_calibration(scored.rows(val), sampled.log_prior)
+    found, truth = bayes(scored.rows(test), sampled.log_prior, calibration), sampled.truth[test]
     excess = (truth * (np.log(truth) - found.log_prob)).sum(1).mean()  # expected over the labels
     assert 0 < excess < 0.05
     assert np.abs(found.prob - truth).mean() < 0.07
-    m = classification_metrics(sampled.labels[test], found.prob, n_bootstrap=200)
+    m = classification_metrics(sampled.labels[test], found.prob, n_bootstrap=100)
     assert m["calibration_slope"] == pytest.approx(1, abs=0.15)
-    assert m["calibration_intercept"] == pytest.approx(0, abs=0.2)
+    assert m["calibration_intercept"] == pytest.approx(0, abs=0.3)
     assert m["ece"] < 0.04
     # Among images that were given nearly the same probability, the true probability is that one.
     for part in np.array_split(np.argsort(found.prob[:, 1]), 5):
         assert found.prob[part, 1].mean() == pytest.approx(truth[part, 1].mean(), abs=0.05)
 
 
-def test_another_prior_after_calibration_gives_the_posterior_under_that_prior(sampled):
+def test_another_prior_after_calibration_gives_the_posterior_under_that_prior(sampled, scored):
     """Calibration is fitted once; what the world would answer elsewhere follows from the prior alone."""
     prior = np.array([0.2, 0.8]) if len(sampled.log_prior) == 2 else np.array([0.2, 0.2, 0.6])
-    table = sampled.table(Denoising(flips=False, images_per_call=64, rows_per_call=4096), 2000)
-    calibration = fit_calibration(table.rows(np.arange(1000)), sampled.log_prior)
-    rest = slice(1000, 2000)
-    truth = sampled.world.posterior(sampled.x[rest], torch.from_numpy(np.log(prior))).numpy()
-    moved = bayes(table.rows(rest), np.log(prior), calibration).prob
-    unmoved = bayes(table.rows(rest), sampled.log_prior, calibration).prob
+    val, test = HALVES
+    calibration = fit_calibration(scored.rows(val), sampled.log_prior)
+    truth = sampled.world.posterior(sampled.x[test], torch.from_numpy(np.log(prior))).numpy()
+    moved = bayes(scored.rows(test), np.log(prior), calibration).prob
+    unmoved = bayes(scored.rows(test), sampled.log_prior, calibration).prob
     assert np.abs(moved - truth).mean() < 0.07 < np.abs(unmoved - truth).mean()

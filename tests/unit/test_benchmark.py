@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 from scorebayes import benchmark, config
 from scorebayes.baselines import BASELINES
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark import BENCHMARKS, OURS, Benchmark, _Outcome, run_benchmark, seed_mean_difference
+from scorebayes.benchmark import (
+    BENCHMARKS,
+    BEST,
+    OURS,
+    Benchmark,
+    _Outcome,
+    run_benchmark,
+    seed_mean_difference,
+)
 from scorebayes.benchmark_figures import draw_costs
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
@@ -48,7 +56,7 @@ def done(tmp_path_factory):
 def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     folder, output = done
     found = json.loads((folder / "out" / "phantom.json").read_text())
-    assert list(found["models"]) == [OURS, "logistic", "little"]
+    assert list(found["models"]) == [OURS, BEST, "logistic", "little"]
     for model in found["models"].values():
         assert len(model["test"]["auc"]["values"]) == 2
         assert model["test"]["log_loss"]["mean"] > 0
@@ -138,3 +146,15 @@ def test_unknown_baselines_and_absent_data_are_named(tmp_path):
         run_benchmark("phantom", tmp_path, tmp_path, tmp_path, [0], baselines=("resnet17",))
     with pytest.raises(DataError, match="no such file"):
         run_benchmark("ddsm64", tmp_path, tmp_path, tmp_path, [0])
+
+
+def test_the_mean_of_all_seeds_costs_all_of_them():
+    one = {
+        "training_seconds": [1.0, 2.0],
+        "multiply_adds": [3, 4],
+        "ms_per_image": [5.0, 6.0],
+        "parameters": 7,
+    }
+    assert benchmark._of_all(one) == {
+        "training_seconds": [3.0], "multiply_adds": [7], "ms_per_image": [11.0], "parameters": 14,
+    }  # fmt: skip

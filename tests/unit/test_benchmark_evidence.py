@@ -15,6 +15,7 @@ from scorebayes import benchmark_evidence
 from scorebayes.benchmark_evidence import (
     DELETED,
     _share_within,
+    _summary,
     delete,
     grad_cam,
     integrated_gradients,
@@ -102,8 +103,9 @@ def test_the_benchmark_compares_our_maps_with_saliencies_and_chance(run):
     for method, minus in lesion["ours_minus"].items():
         shares = (lesion["methods"][name]["share"]["mean"] for name in ("evidence", method))
         assert np.subtract(*shares) == pytest.approx(minus["share"]["mean"])
-    low, high = lesion["area"]["ci95"]
-    assert 0 < low <= lesion["area"]["mean"] <= high < 0.5
+    for chance in ("area", "brightness"):
+        low, high = lesion[chance]["ci95"]
+        assert 0 < low <= lesion[chance]["mean"] <= high < 0.6
     assert set(measured["deletion"]) == {"scorebayes", "resnet18"}
     for by_fill in measured["deletion"].values():
         for of in by_fill.values():
@@ -143,5 +145,15 @@ def test_the_command_writes_the_figures(run, tmp_path):
     path = tmp_path / "results" / "evidence.json"
     done = CliRunner().invoke(app, ["evidence", str(run.path), "--images", "2", "--out", str(path)])
     assert done.exit_code == 0, done.output
-    assert "of evidence in the lesion" in done.output
+    assert "of the sum of evidence in the lesion" in done.output
     assert json.loads(path.read_text())["benchmark"] == "evidence"
+
+
+def test_a_ratio_is_that_of_the_sums_with_whole_patients_drawn():
+    found = _summary(["a", "a", "b"], [(1.0, 2.0), (2.0, 2.0), (0.0, 4.0)])
+    assert found == {"mean": 3 / 8, "ci95": [0.0, 0.75]}
+    assert _summary(["a", "b"], [(1.0, 2.0), (1.0, 2.0)], minus=[(0.0, 1.0), (0.2, 1.0)])["mean"] == 0.4
+
+
+def test_a_ratio_to_nothing_is_none():
+    assert _summary(["a", "b"], [(0.0, 0.0), (0.0, 0.0)]) == {"mean": None, "ci95": None}

@@ -20,6 +20,7 @@ COMMANDS = [
     "train",
     "score",
     "evaluate",
+    "baseline",
     "predict",
     "sample",
     "report",

@@ -19,6 +19,8 @@ from scorebayes.config import PriorConfig
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError
 from scorebayes.evaluate import evaluate, predictions
+from scorebayes.inputs import load_split
+from scorebayes.looks import pixels
 from scorebayes.metrics import choose_threshold
 from scorebayes.predict import predict_files, read_prior
 from scorebayes.run import Decision
@@ -106,7 +108,8 @@ def test_a_decision_of_an_older_run_has_neither_prior_nor_pooling(run):
     assert old.under(np.log([0.5, 0.5]), 1) is old and old.pooling.correlation == 1
     again = Decision.from_dict(json.loads((run.path / "calibration.json").read_text()))
     np.testing.assert_array_equal(again.log_prior, run.log_prior)
-    assert predictions(run, read_table(run, "test"), old)["above_threshold"].isin(["yes", "no"]).all()
+    table, seen = read_table(run, "test"), pixels(run, load_split(run, "test"))
+    assert predictions(run, table, old, pixels=seen)["above_threshold"].isin(["yes", "no"]).all()
 
 
 @pytest.mark.parametrize(

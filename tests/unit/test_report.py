@@ -21,13 +21,13 @@ from scorebayes.report_sections import SECTIONS, estimate, seconds
 
 KEYS = [
     "discrimination", "threshold", "comparison", "calibration", "usefulness", "posteriors", "levels",
-    "subgroups", "abstention", "examples", "samples", "data", "precision", "exclusions", "leakage",
+    "subgroups", "abstention", "robustness", "examples", "samples", "data", "precision", "exclusions", "leakage",
     "training", "curves", "cost", "model",
 ]  # fmt: skip
 FIGURES = [
     "headline", "roc", "precision-recall", "reliability-raw", "reliability-calibrated", "decision",
     "posterior", "log-odds", "log-odds-histogram", "class-likelihood", "class-values",
-    "level-auc", "level-weights", "subgroups-forest", "coverage",
+    "level-auc", "level-weights", "robustness-auc", "subgroups-forest", "coverage",
     "training-loss", "validation", "learning", "imbalance",
 ]  # fmt: skip
 BUILD = {build.__name__.strip("_"): build for build in SECTIONS}

@@ -11,16 +11,17 @@ import torch
 from fixtures.tiny_run import finish, train_tiny
 from typer.testing import CliRunner
 
-from scorebayes import benchmark_images, cli_benchmark, scoring
+from scorebayes import cli_benchmark, scoring
 from scorebayes.adversarial import OurTarget, PeerTarget, Pgd, Square, grey_levels
 from scorebayes.baselines import fit_baseline
-from scorebayes.benchmark_images import as_images, corrupted, foreign, score_images, shares, some_of
+from scorebayes.benchmark_images import as_images, corrupted, foreign, score_images, some_of
 from scorebayes.benchmark_ood import measure_ood
 from scorebayes.benchmark_robustness import OURS, auc_grid, measure_robustness
 from scorebayes.errors import ConfigError
 from scorebayes.evaluate import evaluate
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising, Flow
+from scorebayes.looks import pixels, reference_pixels
 from scorebayes.posterior import bayes
 from scorebayes.report import write_report
 from scorebayes.run import open_run
@@ -88,7 +89,7 @@ def test_pictures_are_prepared_as_the_run_does_and_refusals_are_counted(run):
 def test_ood_names_every_kind_beside_the_likelihood_and_the_report_shows_it(run, tmp_path):
     out = tmp_path / "ood.json"
     said = command(
-        run, "ood", str(run.path), "--images", "4", "--data-root", str(tmp_path), "--out", str(out)
+        run, "ood", str(run.path), "--images", "3", "--data-root", str(tmp_path), "--out", str(out)
     )
     assert "foreign images declined" in said
     found = json.loads(out.read_text())
@@ -96,7 +97,7 @@ def test_ood_names_every_kind_beside_the_likelihood_and_the_report_shows_it(run,
     assert {"black", "inverted", "uniform noise", "pixels shuffled"} < set(found["kinds"])
     for name in ("black", "white", "uniform noise", "checkerboard"):
         row = found["kinds"][name]
-        assert row["n"] == 4 and row["flagged"] == 1.0 and row["auc"] == 1.0, name
+        assert row["n"] == 3 and row["flagged"] == 1.0 and row["auc"] == 1.0, name
     assert found["kinds"]["blank, some grey"]["median_nats_above_test_images"] != 0
     own = found["in_distribution"]
     assert own["n"] == (run.split["split"] == "test").sum() and own["flagged"] <= 0.25
@@ -122,12 +123,12 @@ def test_what_preparation_refuses_counts_as_declined(run, monkeypatch):
 def test_robustness_pairs_the_models_on_every_corruption(run, tmp_path):
     out, figure = tmp_path / "robustness.json", tmp_path / "robustness.svg"
     said = command(
-        run, "robustness", str(run.path), "--images", "8", "--severities", "1,5", "--out", str(out),
+        run, "robustness", str(run.path), "--images", "8", "--severities", "5", "--out", str(out),
         "--figure", str(figure),
     )  # fmt: skip
     assert "mean AUC" in said
     found = json.loads(out.read_text())
-    assert len(found["conditions"]) == 1 + 12 * 2 and found["baselines"] == ["logistic"]
+    assert len(found["conditions"]) == 1 + 12 and found["baselines"] == ["logistic"]
     for row in found["conditions"]:
         assert set(row["models"]) == {OURS, "logistic"} and 0 <= row["declined"] <= 1
         ours, peer = row["models"].values()
@@ -141,7 +142,7 @@ def test_robustness_pairs_the_models_on_every_corruption(run, tmp_path):
     ).T
     assert (adjusted >= raw).all()
     kinds, severities, grid = auc_grid(found, OURS)
-    assert grid.shape == (12, 2) and severities == [1, 5]
+    assert grid.shape == (12, 1) and severities == [5]
     assert found["summary"][OURS]["mean_auc"] == pytest.approx(grid.mean())
     assert found["summary"]["logistic"]["mean_corruption_error"] == pytest.approx(1.0)
     assert all(kind in figure.read_text() for kind in kinds)
@@ -171,16 +172,26 @@ def test_the_differentiable_log_odds_are_those_of_the_decision(run, images):
         assert odds == pytest.approx(expected[row, 1], rel=1e-4, abs=1e-4)
 
 
+def margins(run, target, images) -> np.ndarray:
+    """Log-odds of the true class of each image, on draws that the attacks did not see."""
+    x = run.standardise(images.images)
+    with torch.no_grad():
+        logits = [target.logits(x[row : row + 1], "judge").numpy() for row in range(len(images))]
+    own = images.labels
+    return np.array([found[y] - found[1 - y] for found, y in zip(logits, own, strict=True)])
+
+
 @pytest.mark.parametrize("name", ["ours", "logistic"])
-@pytest.mark.parametrize("attack", [Pgd(steps=3), Square(queries=12)])
+@pytest.mark.parametrize("attack", [Pgd(steps=4), Square(queries=20)])
 def test_an_attack_stays_in_its_budget_and_lowers_the_margin(run, images, name, attack):
-    target = OurTarget(run) if name == "ours" else PeerTarget(fit_baseline(run, "logistic"))
-    some, budget = images.subset([0, 1, 2]), 12.0
+    ours = name == "ours"
+    target = OurTarget(run, repeats=4) if ours else PeerTarget(fit_baseline(run, "logistic"))
+    some, budget = images.subset([0, 1, 2]), 24.0
     found = attack(run, target, some, budget, seed=0)
     change = np.abs(found.images.astype(int) - some.images.astype(int))
     assert found.images.dtype == np.uint8 and 0 < change.max() <= budget
-    own = np.arange(3), some.labels
-    assert (target.prob(found)[own] < target.prob(some)[own]).mean() > 0.5
+    judge = OurTarget(run, repeats=16) if ours else target
+    assert margins(run, judge, found).sum() < margins(run, judge, some).sum()
     again = attack(run, target, some, budget, seed=0)
     np.testing.assert_array_equal(again.images, found.images)
 
@@ -231,8 +242,10 @@ def test_what_cannot_be_attacked_is_named(run, monkeypatch):
     assert replace(Denoising(), repeats=3).repeats == 3
 
 
-def test_pixels_are_shares_of_the_full_scale(images):
-    found = shares(images)
-    assert found.dtype == np.float32 and found.max() <= 1
-    np.testing.assert_allclose(found * 255, images.images, atol=1e-4)
-    assert benchmark_images.IMAGES_PER_PART > 0
+def test_appearance_is_judged_on_what_the_network_is_shown(run, images):
+    found = pixels(run, images)
+    np.testing.assert_allclose(found, (images.images + 0.5) / 256, atol=1e-6)
+    some = images.subset([3])
+    np.testing.assert_array_equal(pixels(run, some), run.restore(run.standardise(some.images)))
+    known = len(run.split.query("split != 'test'"))
+    assert len(reference_pixels(run)) == known

@@ -191,6 +191,22 @@ def test_the_rare_patients_of_a_steeper_ratio_are_among_those_of_a_flatter_one()
     assert rare[0] > rare[1] > rare[2]
 
 
+def test_no_class_vanishes_and_unlabelled_images_follow_their_patient() -> None:
+    records = [
+        _record(0, 0, "a"),
+        _record(1, 1, "b"),
+        _record(2, None, "b"),
+        _record(3, None, "c"),
+        _record(4, 1, "d"),
+    ]
+    splits = {r.image_id: "train" for r in records}
+    kept = subsample(records, splits, imbalance=5)
+    assert Counter(r.label for r in kept if r.label is not None) == {0: 1, 1: 1}
+    patients = {r.patient_id for r in kept}
+    assert {"a", "c"} < patients and len(patients & {"b", "d"}) == 1
+    assert ("i2" in {r.image_id for r in kept}) == ("b" in patients)
+
+
 def test_val_is_reduced_to_the_shape_of_train_only_where_asked() -> None:
     records = _patients(400)
     splits = split_patients(records)  # train: 210 benign, 70 malignant patients; val: 45, 15

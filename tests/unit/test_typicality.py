@@ -165,7 +165,7 @@ def test_few_images_of_the_same_kind_are_flagged(run):
     records = source.records()
     x = torch.cat([run.prepare(source.read(record)) for record in records])
     judge = run.decision.typicality
-    distance = judge.distance(run.log_lik(x, [record.image_id for record in records]))
+    distance = judge.distance(run.log_lik(x, [record.image_id for record in records]), run.restore(x))
     assert 1 - judge.is_typical(distance).mean() <= 0.08
     assert evaluate(run, "test")["atypical"] <= 0.08 * (run.split["split"] == "test").sum()
 

@@ -37,7 +37,7 @@ class HogSvm(Kind):
     def fit(self, run: Run, train: ImageSet, val: ImageSet, folder: Path, steps: int | None) -> Fitted:
         start = time.monotonic()
         f, f_val = (_features(run.standardise(part.images).numpy()) for part in (train, val))
-        unit = 1 / (f.shape[1] * f.var())
+        unit = 1 / (f.shape[1] * float(f.var()))
         n_classes = len(run.facts.classes)
         log_prior = np.full(n_classes, -np.log(n_classes))  # classes are weighted alike
         tried: list[dict[str, Any]] = []

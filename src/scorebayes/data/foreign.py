@@ -82,7 +82,7 @@ def _photograph(rng: np.random.Generator) -> Image32:
     """A square cut at random from a photograph, grey."""
     folder = Path(skimage.data.__file__).parent
     with Image.open(folder / PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))]) as file:
-        pixels = np.asarray(file.convert("L"), dtype=np.float32) / 255
+        pixels = np.asarray(file.convert("L"), dtype=np.float32) / np.float32(255)
     side = int(min(pixels.shape) * rng.uniform(LEAST_CROP, 1))
     top, left = (int(rng.integers(length - side + 1)) for length in pixels.shape)
     return pixels[top : top + side, left : left + side]

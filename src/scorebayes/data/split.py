@@ -127,29 +127,32 @@ def subsample(
         raise ConfigError(f"imbalance is {imbalance}, expected a positive number.")
     if not 0 <= label_noise <= 1:
         raise ConfigError(f"label_noise is {label_noise}, expected 0 to 1.")
-    strata = _labelled_strata(records, splits, "train", seed)
-    counts = _class_counts(strata, per_class, imbalance, rare)
-    kept = {"train": {label: strata[label][:n] for label, n in counts.items()}}
+    train = _labelled_strata(records, splits, "train", seed)
+    counts = _class_counts(train, per_class, imbalance, rare)
+    chosen = [(train, counts)]
     if reduce_val:
-        strata = _labelled_strata(records, splits, "val", seed)
-        scale = min([1.0, *(len(strata.get(label, ())) / n for label, n in counts.items() if n)])
-        kept["val"] = {k: strata.get(k, [])[: max(2, int(n * scale + 1e-9))] for k, n in counts.items()}
+        val = _labelled_strata(records, splits, "val", seed)
+        scale = min([1.0, *(len(val.get(label, ())) / n for label, n in counts.items())])
+        chosen.append((val, {label: max(2, int(n * scale + 1e-9)) for label, n in counts.items()}))
     n_classes = 1 + max((r.label for r in records if r.label is not None), default=0)
-    shift: dict[Patient, int] = {}  # how far the label of a kept patient is moved
-    for members in (members for by_label in kept.values() for members in by_label.values()):
-        shift |= dict.fromkeys(members, 0)
-        if n_classes > 1:
-            in_turn = sorted(members, key=lambda p: _hash(seed, "noise", p))
-            wrong = in_turn[: round(label_noise * len(members))]
-            shift |= {p: 1 + _hash(seed, "shift", p) % (n_classes - 1) for p in wrong}
+    left_out: set[Patient] = set()
+    shift: dict[Patient, int] = {}  # how far a wrong label is from the true one
+    for strata, kept in chosen:
+        for label, members in strata.items():
+            stay = members[: kept.get(label, 0)]
+            left_out |= set(members[len(stay) :])
+            if n_classes > 1:
+                in_turn = sorted(stay, key=lambda p: _hash(seed, "noise", p))
+                wrong = in_turn[: round(label_noise * len(stay))]
+                shift |= {p: 1 + _hash(seed, "shift", p) % (n_classes - 1) for p in wrong}
 
     result = []
     for record in records:
-        if splits[record.image_id] not in kept or record.label is None:
+        patient = _patient(record)
+        if patient in shift and record.label is not None:
+            record = dataclasses.replace(record, label=(record.label + shift[patient]) % n_classes)
+        if patient not in left_out:
             result.append(record)
-        elif (patient := _patient(record)) in shift:
-            label = (record.label + shift[patient]) % n_classes
-            result.append(dataclasses.replace(record, label=label))
     return result
 
 
@@ -197,7 +200,8 @@ def _shares(strata: Mapping[int, Any], imbalance: float, rare: int | None) -> di
 
 
 def _largest_total(strata: Mapping[int, Sequence[Patient]], shares: Mapping[int, float]) -> int:
-    return int(min(len(members) / shares[label] for label, members in strata.items()) + 1e-9)
+    most = min(len(members) / shares[label] for label, members in strata.items())
+    return max(len(strata), int(most + 1e-9))  # no class vanishes
 
 
 def _patient(record: Record) -> Patient:
