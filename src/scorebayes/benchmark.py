@@ -77,7 +77,7 @@ BENCHMARKS = {
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """What one seed answered: [N] labels and patients, posterior [N, Y] of the run (as ``OURS``) and of the baselines;
     metrics of the run."""
 
@@ -120,18 +120,18 @@ def run_benchmark(
     done, best = [generative for generative, _ in pairs], [hybrid for _, hybrid in pairs]
     first, metrics = done[0].run, done[0].metrics
     compared = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
-    own, tuned = _own_cost(done), _own_cost(best)
+    own, tuned = own_cost(done), own_cost(best)
     for key in ("training_seconds", "multiply_adds"):  # what it started from was trained, too
         tuned[key] = [a + b for a, b in zip(own[key], tuned[key], strict=True)]
     models: dict[str, Any] = {}
     for model, outcomes, cost in ((OURS, done, own), (BEST, best, tuned)):
-        models[model] = {**_summary([outcome.metrics for outcome in outcomes]), "cost": cost}
+        models[model] = {**summarise([outcome.metrics for outcome in outcomes]), "cost": cost}
         ensemble = _ensemble([outcome.run for outcome in outcomes])
         if ensemble:
             models[ENSEMBLE.format(model)] = {"test": ensemble, "cost": _of_all(cost)}
     for baseline in compared:
         each = [outcome.baselines[baseline] for outcome in done]
-        models[baseline] = {**_summary(each), "cost": _baseline_cost(done, baseline)}
+        models[baseline] = {**summarise(each), "cost": baseline_cost(done, baseline)}
     content = {
         "benchmark": name,
         "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
@@ -165,7 +165,7 @@ def require_known(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> tuple[_Outcome, _Outcome]:
+def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> tuple[Outcome, Outcome]:
     """The generative run with its baselines, and the hybrid that starts from its weights."""
     layers = [{"seed": seed, "train": {"steps": benchmark.steps}}]
     run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
@@ -174,17 +174,17 @@ def _one_seed(benchmark: Benchmark, source: str, path: Path, seed: int) -> tuple
         fit_baseline(run, name, benchmark.network_steps)
         for split in ("val", "test"):
             predict_baseline(run, name, split)
-    generative = _outcome(run, evaluate(run, "test"))
+    generative = outcome_of(run, evaluate(run, "test"))
     hybrid = {**HYBRID, "steps": min(HYBRID["steps"], benchmark.steps), "init": str(run.path.resolve())}
     path = path.with_name(f"{path.name}-hybrid")
     best = stages.train(
         path, source, [*layers, {"train": hybrid}], benchmark.preset, pick_device(), resume=path.exists()
     )
     score_split(best, "test")
-    return generative, _outcome(best, evaluate(best, "test"), beside=generative)
+    return generative, outcome_of(best, evaluate(best, "test"), beside=generative)
 
 
-def _outcome(run: Run, metrics: Mapping[str, Any], beside: _Outcome | None = None) -> _Outcome:
+def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = None) -> Outcome:
     """The stored posteriors of a run and of its baselines, or those of another run, for the images that it could answer."""
     classes = run.facts.classes
     columns = [f"prob_{name}" for name in classes]
@@ -199,10 +199,10 @@ def _outcome(run: Run, metrics: Mapping[str, Any], beside: _Outcome | None = Non
         prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
     groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
-    return _Outcome(run, metrics, labels, tuple(groups), prob)
+    return Outcome(run, metrics, labels, tuple(groups), prob)
 
 
-def _paired(done: Sequence[_Outcome], rivals: Sequence[str]) -> dict[str, Any]:
+def _paired(done: Sequence[Outcome], rivals: Sequence[str]) -> dict[str, Any]:
     """Our AUC minus that of every rival; p-values also adjusted for the number of rivals (Holm)."""
     positive = done[0].run.facts.info.positive
     found = {rival: seed_mean_difference(done, OURS, rival, positive) for rival in rivals}
@@ -218,7 +218,7 @@ def _paired(done: Sequence[_Outcome], rivals: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def seed_mean_difference(done: Sequence[_Outcome], first: str, second: str, positive: int) -> dict[str, Any]:
+def seed_mean_difference(done: Sequence[Outcome], first: str, second: str, positive: int) -> dict[str, Any]:
     """AUC of one model minus that of another, mean over the seeds, with interval and p by the bootstrap over patients.
 
     A patient is drawn for all seeds together: seeds with the same test split are no further patients. The mean of the
@@ -265,7 +265,7 @@ def _wins(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArray[np.fl
     return 0.5 * (1 + np.sign(score[truth][:, None] - score[~truth]))
 
 
-def _own_cost(done: Sequence[_Outcome]) -> dict[str, Any]:
+def own_cost(done: Sequence[Outcome]) -> dict[str, Any]:
     """Of training and of prediction, seed by seed. Multiply-adds: of the training, forward and backward."""
     runs = [outcome.run for outcome in done]
     return {
@@ -276,7 +276,7 @@ def _own_cost(done: Sequence[_Outcome]) -> dict[str, Any]:
     }
 
 
-def _baseline_cost(done: Sequence[_Outcome], name: str) -> dict[str, Any]:
+def baseline_cost(done: Sequence[Outcome], name: str) -> dict[str, Any]:
     """As of our own model; tuning beside. Not every baseline has multiply-adds: None."""
     records = [open_baseline(outcome.run, name).record for outcome in done]
     return {
@@ -295,7 +295,7 @@ def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
     return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
 
 
-def _summary(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per metric: mean, standard deviation and values over the seeds; the interval is the mean of the seeds' intervals."""
     test = {}
     for metric in METRICS:
@@ -322,7 +322,7 @@ def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
     log_prob = np.log(np.maximum(prob, 1e-12)).mean(axis=0)
     labels = frames[0]["label"].map({name: y for y, name in enumerate(info.classes)}).to_numpy()
     metrics = classification_metrics(labels, softmax(log_prob, axis=1), positive=info.positive)
-    return _summary([metrics])["test"]
+    return summarise([metrics])["test"]
 
 
 def _training_seconds(run: Run) -> float:

@@ -29,12 +29,12 @@ from scorebayes.benchmark import (
     BENCHMARKS,
     OURS,
     Benchmark,
-    _baseline_cost,
-    _Outcome,
-    _outcome,
-    _own_cost,
-    _summary,
+    Outcome,
+    baseline_cost,
+    outcome_of,
+    own_cost,
     seed_mean_difference,
+    summarise,
 )
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
@@ -219,7 +219,7 @@ class _World:
         return options
 
 
-def _one_run(study: Study, world: _World, value: float, seed: int, path: Path) -> _Outcome:
+def _one_run(study: Study, world: _World, value: float, seed: int, path: Path) -> Outcome:
     """Train, score and evaluate our model and the baselines at one value with one seed."""
     benchmark = study.benchmark
     whole, used = (_train_records(world, seed, options) for options in ({}, world.options(study, value)))
@@ -236,7 +236,7 @@ def _one_run(study: Study, world: _World, value: float, seed: int, path: Path) -
         fit_baseline(run, name, benchmark.network_steps)
         for split in ("val", "test"):
             predict_baseline(run, name, split)
-    return _outcome(run, evaluate(run, "test"))
+    return outcome_of(run, evaluate(run, "test"))
 
 
 def _train_records(world: _World, seed: int, options: Mapping[str, Any]) -> list[Record]:
@@ -264,13 +264,13 @@ def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
     }
 
 
-def _point(study: Study, world: _World, value: float, outcomes: Sequence[_Outcome]) -> dict[str, Any]:
+def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     runs = [outcome.run for outcome in outcomes]
     used = [_train_records(world, seed, world.options(study, value)) for seed in study.seeds]
-    models = {OURS: {**_summary([o.metrics for o in outcomes]), "cost": _own_cost(outcomes)}}
+    models = {OURS: {**summarise([o.metrics for o in outcomes]), "cost": own_cost(outcomes)}}
     for name in study.baselines:
-        cost = _baseline_cost(outcomes, name)
-        models[name] = {**_summary([o.baselines[name] for o in outcomes]), "cost": cost}
+        cost = baseline_cost(outcomes, name)
+        models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
     return {
         "value": None if math.isinf(value) else value,
         "shown": shown(value),

@@ -76,7 +76,7 @@ class Row(NamedTuple):
     strong: bool = False
 
 
-class _Plot:
+class Plot:
     """One figure being drawn: a matplotlib axis, and texts to be shown where the pointer rests."""
 
     def __init__(self, name: str) -> None:
@@ -112,16 +112,16 @@ class _Plot:
         return text.replace("<svg", opening, 1)
 
 
-def _drawn(
+def drawn(
     name: str, description: str
-) -> Callable[[Callable[Concatenate[_Plot, P], None]], Callable[P, str]]:
+) -> Callable[[Callable[Concatenate[Plot, P], None]], Callable[P, str]]:
     """Turns a function that draws on a plot into one that returns the SVG text."""
 
-    def decorate(draw: Callable[Concatenate[_Plot, P], None]) -> Callable[P, str]:
+    def decorate(draw: Callable[Concatenate[Plot, P], None]) -> Callable[P, str]:
         @functools.wraps(draw)
         def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
             with rc_context(_STYLE):
-                plot = _Plot(name)
+                plot = Plot(name)
                 draw(plot, *args, **kwargs)
                 return plot.svg(description)
 
@@ -143,8 +143,8 @@ def _unit_square(axes: Axes, x: str, y: str) -> None:
     axes.set_yticks(np.linspace(0, 1, 6))
 
 
-@_drawn("forest", "Estimates of groups or models with their 95 % intervals")
-def forest(plot: _Plot, rows: Sequence[Row], name: str, label: str, reference: float | None = None) -> None:
+@drawn("forest", "Estimates of groups or models with their 95 % intervals")
+def forest(plot: Plot, rows: Sequence[Row], name: str, label: str, reference: float | None = None) -> None:
     """Estimates with their intervals below one another; ``reference`` is drawn as a line."""
     plot.name = name
     plot.figure.set_size_inches(5.0, 0.62 + 0.44 * max(1, len(rows)))
@@ -178,8 +178,8 @@ def forest(plot: _Plot, rows: Sequence[Row], name: str, label: str, reference: f
     axes.set_xlabel(label)
 
 
-@_drawn("roc", "ROC curve with 95 % band and operating point")
-def roc(plot: _Plot, curve: Curve, band: Curve | None, point: tuple[float, float] | None, auc: str) -> None:
+@drawn("roc", "ROC curve with 95 % band and operating point")
+def roc(plot: Plot, curve: Curve, band: Curve | None, point: tuple[float, float] | None, auc: str) -> None:
     """ROC curve with band and operating point (1 - specificity, sensitivity)."""
     axes = plot.axes
     if band is not None:
@@ -203,9 +203,9 @@ def roc(plot: _Plot, curve: Curve, band: Curve | None, point: tuple[float, float
     axes.legend(loc="lower right")
 
 
-@_drawn("precision-recall", "Precision-recall curve with 95 % band and operating point")
+@drawn("precision-recall", "Precision-recall curve with 95 % band and operating point")
 def precision_recall(
-    plot: _Plot, curve: Curve, band: Curve | None, point: tuple[float, float] | None, prevalence: float
+    plot: Plot, curve: Curve, band: Curve | None, point: tuple[float, float] | None, prevalence: float
 ) -> None:
     """Precision over recall with band, operating point (recall, precision) and the prevalence as chance."""
     axes = plot.axes
@@ -226,8 +226,8 @@ def precision_recall(
     axes.legend(loc="best")
 
 
-@_drawn("reliability", "Reliability diagram: observed frequency over the probability given")
-def reliability(plot: _Plot, curve: Curve, prob: NDArray, name: str, title: str) -> None:
+@drawn("reliability", "Reliability diagram: observed frequency over the probability given")
+def reliability(plot: Plot, curve: Curve, prob: NDArray, name: str, title: str) -> None:
     """Observed frequency with Wilson's interval over mean probability; histogram of ``prob`` [N] below."""
     plot.name = name
     axes = plot.axes
@@ -249,8 +249,8 @@ def reliability(plot: _Plot, curve: Curve, prob: NDArray, name: str, title: str)
     axes.legend(loc="upper left")
 
 
-@_drawn("decision", "Decision curve: net benefit of the model, of acting on all and on none")
-def decision(plot: _Plot, curve: Curve, threshold: float | None) -> None:
+@drawn("decision", "Decision curve: net benefit of the model, of acting on all and on none")
+def decision(plot: Plot, curve: Curve, threshold: float | None) -> None:
     """Net benefit over threshold probability, beside acting on all and on none."""
     axes = plot.axes
     top = max(0.05, float(np.max(curve["model"])), float(curve["all"][0]))
@@ -269,9 +269,9 @@ def decision(plot: _Plot, curve: Curve, threshold: float | None) -> None:
     axes.legend(loc="upper right")
 
 
-@_drawn("posterior", "Histograms of the posterior probability for each true class")
+@drawn("posterior", "Histograms of the posterior probability for each true class")
 def posteriors(
-    plot: _Plot, prob: NDArray, truth: NDArray[np.bool_], names: tuple[str, str], threshold: float | None
+    plot: Plot, prob: NDArray, truth: NDArray[np.bool_], names: tuple[str, str], threshold: float | None
 ) -> None:
     """Histograms of the positive probability [N], one for each outcome; names of (negative, positive)."""
     axes = plot.axes
@@ -293,9 +293,9 @@ def posteriors(
     axes.legend(loc="upper center", ncols=3, columnspacing=1.2, handlelength=1.2)
 
 
-@_drawn("log-odds", "Log-odds of every image with Monte-Carlo error, by outcome")
+@drawn("log-odds", "Log-odds of every image with Monte-Carlo error, by outcome")
 def log_odds(
-    plot: _Plot, value: NDArray, std_error: NDArray, truth: NDArray[np.bool_], names: tuple[str, str]
+    plot: Plot, value: NDArray, std_error: NDArray, truth: NDArray[np.bool_], names: tuple[str, str]
 ) -> None:
     """Each image's log-odds [N] with 2 Monte-Carlo standard errors, in order, coloured by outcome."""
     axes = plot.axes
@@ -315,8 +315,8 @@ def log_odds(
     axes.legend(loc="upper left")
 
 
-@_drawn("class-values", "Histogram of the difference between the true and the best other class")
-def class_values(plot: _Plot, own: NDArray, other: NDArray, label: str) -> None:
+@drawn("class-values", "Histogram of the difference between the true and the best other class")
+def class_values(plot: Plot, own: NDArray, other: NDArray, label: str) -> None:
     """Histogram of what the estimator gives for the true class minus the best other class, [N] each."""
     axes = plot.axes
     difference = own - other
@@ -333,9 +333,9 @@ def class_values(plot: _Plot, own: NDArray, other: NDArray, label: str) -> None:
     axes.legend(loc="upper right")
 
 
-@_drawn("histograms", "Histograms of a value by class")
+@drawn("histograms", "Histograms of a value by class")
 def histograms(
-    plot: _Plot, values: Mapping[str, NDArray], std_error: float | None, name: str, label: str, title: str
+    plot: Plot, values: Mapping[str, NDArray], std_error: float | None, name: str, label: str, title: str
 ) -> None:
     """Outlined histograms of a value, one for each class; ``std_error`` of a typical image is drawn as a bar."""
     plot.name = name
@@ -372,8 +372,8 @@ def histograms(
     axes.legend(loc="upper left")
 
 
-@_drawn("learning", "AUC of models over the amount or the balance of the training images")
-def learning(plot: _Plot, models: Mapping[str, Mapping[str, Sequence[float]]], name: str, label: str) -> None:
+@drawn("learning", "AUC of models over the amount or the balance of the training images")
+def learning(plot: Plot, models: Mapping[str, Mapping[str, Sequence[float]]], name: str, label: str) -> None:
     """AUC with 95 % band of each model over ``x``."""
     plot.name = name
     axes = plot.axes
@@ -390,8 +390,8 @@ def learning(plot: _Plot, models: Mapping[str, Mapping[str, Sequence[float]]], n
     axes.legend(loc="best")
 
 
-@_drawn("level-auc", "AUC of each noise level alone")
-def level_auc(plot: _Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: NDArray) -> None:
+@drawn("level-auc", "AUC of each noise level alone")
+def level_auc(plot: Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: NDArray) -> None:
     """AUC of each noise level alone, [L] each."""
     axes = plot.axes
     axes.fill_between(log_snr, low, high, color=MODEL, alpha=0.15, linewidth=0, label="95 % interval")
@@ -405,8 +405,8 @@ def level_auc(plot: _Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: N
     axes.legend(loc="best")
 
 
-@_drawn("level-weights", "Fitted weight of each noise level")
-def level_weights(plot: _Plot, log_snr: NDArray, weights: NDArray) -> None:
+@drawn("level-weights", "Fitted weight of each noise level")
+def level_weights(plot: Plot, log_snr: NDArray, weights: NDArray) -> None:
     """Fitted weight of each noise level, [L] each, as a share of their sum."""
     axes = plot.axes
     share = weights / max(float(weights.sum()), 1e-300)
@@ -419,8 +419,8 @@ def level_weights(plot: _Plot, log_snr: NDArray, weights: NDArray) -> None:
     axes.set_title("Weights fitted on validation")
 
 
-@_drawn("coverage", "Share of wrong answers over share of images answered")
-def coverage(plot: _Plot, curve: Curve, decided: tuple[float, float] | None) -> None:
+@drawn("coverage", "Share of wrong answers over share of images answered")
+def coverage(plot: Plot, curve: Curve, decided: tuple[float, float] | None) -> None:
     """Wrong answers over images answered; ``decided`` is (coverage, risk) of the decided images."""
     axes = plot.axes
     axes.plot(
@@ -438,8 +438,8 @@ def coverage(plot: _Plot, curve: Curve, decided: tuple[float, float] | None) -> 
     axes.legend(loc="upper left")
 
 
-@_drawn("training-loss", "Training loss over optimiser steps")
-def training_loss(plot: _Plot, step: NDArray, loss: NDArray) -> None:
+@drawn("training-loss", "Training loss over optimiser steps")
+def training_loss(plot: Plot, step: NDArray, loss: NDArray) -> None:
     """Training loss over the steps, raw and as a running mean."""
     axes = plot.axes
     axes.plot(step, loss, color=MODEL, alpha=0.25, linewidth=0.8, label="each record")
@@ -454,8 +454,8 @@ def training_loss(plot: _Plot, step: NDArray, loss: NDArray) -> None:
     axes.legend(loc="upper right")
 
 
-@_drawn("validation", "Validation log-loss and AUC over optimiser steps")
-def validation(plot: _Plot, step: NDArray, log_loss: NDArray, auc: NDArray, chosen: int | None) -> None:
+@drawn("validation", "Validation log-loss and AUC over optimiser steps")
+def validation(plot: Plot, step: NDArray, log_loss: NDArray, auc: NDArray, chosen: int | None) -> None:
     """Class log-loss and AUC on the validation images during training, [V] each; NaN where not recorded."""
     axes = plot.axes
     axes.plot(step, log_loss, "o-", color=MODEL, markersize=4, label="class log-loss")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scorebayes.figures import _drawn, _Plot, short
+from scorebayes.figures import drawn, Plot, short
 
 
-@_drawn("heat", "Values of one model by kind and severity of a corruption")
+@drawn("heat", "Values of one model by kind and severity of a corruption")
 def heat_map(
-    plot: _Plot,
+    plot: Plot,
     values: NDArray,
     rows: Sequence[str],
     columns: Sequence[str],

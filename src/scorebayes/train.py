@@ -65,8 +65,8 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
     after saving where SIGTERM asks to stop.
     """
     config = run.config.train
-    _require_classes(train, run.facts.classes, "training")
-    _require_classes(val, run.facts.classes, "validation")
+    require_classes(train, run.facts.classes, "training")
+    require_classes(val, run.facts.classes, "validation")
     state = _restore(run, _new_state(run))
     every = config.validate_every or max(1, math.ceil(config.steps / 10))
     rows_of_class = [np.flatnonzero(train.labels == y) for y in range(len(run.facts.classes))]
@@ -133,7 +133,7 @@ def _choose_finally(run: Run, state: _State, val: ImageSet) -> None:
     contender = run.new_denoiser()
     contender.load_state_dict(run.checkpoints.load(best))
     for denoiser in (contender, state.averaged):
-        each = [validate(run, denoiser, val, _seed(run.config.seed, -2 - i))[0] for i in range(passes)]
+        each = [validate(run, denoiser, val, step_seed(run.config.seed, -2 - i))[0] for i in range(passes)]
         losses.append(float(np.mean(each)))
     step, chosen = (best["step"], contender) if losses[0] <= losses[1] else (state.step, state.averaged)
     run.checkpoints.save("step", step, chosen.state_dict(), val_log_loss=min(losses), final=True)
@@ -148,10 +148,10 @@ def _share(run: Run, val: ImageSet, y: int) -> int:
 def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[np.int64]]) -> float:
     """One optimiser step on one batch; returns the loss. Where memory does not suffice, the batch goes in parts."""
     config = run.config.train
-    seed = _seed(run.config.seed, state.step)
+    seed = step_seed(run.config.seed, state.step)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout has no generator of its own
-    rows = _draw_rows(config, len(train), rows_of_class, generator)
+    rows = draw_rows(config, len(train), rows_of_class, generator)
     images = train.images[rows.numpy()]
     y = torch.from_numpy(train.labels[rows.numpy()])
     u = torch.rand(images.shape, generator=generator)
@@ -225,7 +225,7 @@ def _accumulate(
     return total
 
 
-def _draw_rows(
+def draw_rows(
     config: TrainConfig, n: int, rows_of_class: list[NDArray], generator: torch.Generator
 ) -> Tensor:
     """Row numbers of a batch [B]: classes equally often, or as they come."""
@@ -269,7 +269,7 @@ def _finished(state: _State, config: TrainConfig) -> bool:
     return state.step >= config.steps or (out_of_time and state.step > 0)
 
 
-def _seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"train/{seed}/{step}".encode(), digest_size=7).digest(), "little")
 
 
@@ -278,7 +278,7 @@ def _seed(seed: int, step: int) -> int:
 
 def _new_state(run: Run) -> _State:
     config = run.config.train
-    torch.manual_seed(_seed(run.config.seed, -1))
+    torch.manual_seed(step_seed(run.config.seed, -1))
     denoiser = run.new_denoiser()
     if config.init:
         _start_from(denoiser, config.init)
@@ -399,7 +399,7 @@ def _stop_on_sigterm() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _require_classes(images: ImageSet, classes: tuple[str, ...], what: str) -> None:
+def require_classes(images: ImageSet, classes: tuple[str, ...], what: str) -> None:
     counts = np.bincount(images.labels[images.labels >= 0], minlength=len(classes))
     if counts.min() < 2:
         have = ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True))

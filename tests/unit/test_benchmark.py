@@ -21,7 +21,7 @@ from scorebayes.benchmark import (
     BEST,
     OURS,
     Benchmark,
-    _Outcome,
+    Outcome,
     run_benchmark,
     seed_mean_difference,
 )
@@ -95,9 +95,9 @@ def test_models_of_unknown_cost_are_not_drawn(done, tmp_path):
     assert ">logistic<" not in (tmp_path / "deeper" / "costs.svg").read_text()
 
 
-def outcome(run, labels, **scores) -> _Outcome:
+def outcome(run, labels, **scores) -> Outcome:
     prob = {name: np.stack([1 - s, s], axis=1) for name, s in scores.items()}
-    return _Outcome(run, {}, labels, tuple(str(i) for i in range(len(labels))), prob)
+    return Outcome(run, {}, labels, tuple(str(i) for i in range(len(labels))), prob)
 
 
 def test_the_difference_of_two_models_has_the_sign_and_size_of_their_aucs():

@@ -28,6 +28,22 @@ COMMANDS = [
     "demo",
     "data check",
     "data show",
+    "tune",
+    "explain",
+    *(
+        f"benchmark {name}"
+        for name in (
+            "breastmnist",
+            "speed",
+            "curves",
+            "data-curves",
+            "evidence",
+            "ood",
+            "robustness",
+            "adversarial",
+            "page",
+        )
+    ),
 ]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 CONFIG = """

@@ -34,7 +34,7 @@ from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
 from scorebayes.score import Denoiser
-from scorebayes.train import _draw_rows, _seed
+from scorebayes.train import draw_rows, step_seed
 
 LEAST_STEPS = 200
 TRIAL_SHARE = 1 / 6  # of the final steps, for each setting that is tried
@@ -124,7 +124,7 @@ class Network(Kind):
         return _multiply_adds(run, lambda x: net(x))
 
     def _new_net(self, run: Run) -> nn.Module:
-        torch.manual_seed(_seed(run.config.seed, -1))
+        torch.manual_seed(step_seed(run.config.seed, -1))
         return self.build(run).to(run.device)
 
     def _tune(self, run: Run, train: ImageSet, val: ImageSet, path: Path, steps: int) -> list[dict[str, Any]]:
@@ -237,10 +237,10 @@ class _Training:
 
     def _one_step(self) -> float:
         config, device = self.run.config.train, self.run.device
-        seed = _seed(self.run.config.seed, self.step)
+        seed = step_seed(self.run.config.seed, self.step)
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)  # dropout has no generator of its own
-        rows = _draw_rows(config, len(self.labels), self.rows_of_class, generator).numpy()
+        rows = draw_rows(config, len(self.labels), self.rows_of_class, generator).numpy()
         u = torch.rand((len(rows), *self.images.shape[1:]), generator=generator)
         x, _ = augment(self.run.standardise(self.images[rows], u), config, generator)
         y = torch.from_numpy(self.labels[rows])

@@ -30,7 +30,7 @@ from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split
 from scorebayes.run import Run, environment
 from scorebayes.spreadsheet import csv_text, plain
-from scorebayes.train import _require_classes
+from scorebayes.train import require_classes
 
 BASELINES: dict[str, Kind] = {
     "logistic": Logistic(),
@@ -53,8 +53,8 @@ def fit_baseline(run: Run, name: str, steps: int | None = None) -> Baseline:
     if (folder / "baseline.json").exists():
         return open_baseline(run, name)
     train, val = _labelled(load_split(run, "train")), _labelled(load_split(run, "val"))
-    _require_classes(train, run.facts.classes, "training")
-    _require_classes(val, run.facts.classes, "validation")
+    require_classes(train, run.facts.classes, "training")
+    require_classes(val, run.facts.classes, "validation")
     folder.mkdir(parents=True, exist_ok=True)
     found = kind.fit(run, train, val, folder, steps)
     calibration = calibrate(raw_logits(run, found.net, val), found.log_prior, val, run.config.seed)
