@@ -70,8 +70,12 @@ def speed(
         list[int] | None, typer.Option(min=2, help="Test images; once, or once for each run. [default: 300]")
     ] = None,
     literal_images: Annotated[
-        int, typer.Option(min=2, help="How many of them get the paper's computation to the letter, too.")
-    ] = 40,
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="How many of them get the paper's computation to the letter, too; likewise. [default: 24]",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "speed.json",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:
@@ -82,7 +86,7 @@ def speed(
     from scorebayes.benchmark_speed import measure_speed
     from scorebayes.run import open_run
 
-    found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images)
+    found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images or [24])
     _write(out, found)
     typer.echo(
         f"{found['speedup_vs_paper']:.0f} times fewer seconds than the paper's computation; "

@@ -151,7 +151,7 @@ def predictions(
     }
     judge = decision.typicality
     seen = None if pixels is None else pixels[table.status == "ok"]
-    distance = np.full(len(good), np.nan) if judge is None else judge.distance(good, seen)
+    distance = np.full(len(good), np.nan) if judge is None or not len(good) else judge.distance(good, seen)
     typical = np.full(len(good), "") if judge is None else np.where(judge.is_typical(distance), "yes", "no")
     columns |= {"typicality": distance, "typical": typical}
     frame = pd.DataFrame(columns, index=np.flatnonzero(table.status == "ok")).reindex(range(len(table)))

@@ -112,9 +112,7 @@ class Plot:
         return text.replace("<svg", opening, 1)
 
 
-def drawn(
-    name: str, description: str
-) -> Callable[[Callable[Concatenate[Plot, P], None]], Callable[P, str]]:
+def drawn(name: str, description: str) -> Callable[[Callable[Concatenate[Plot, P], None]], Callable[P, str]]:
     """Turns a function that draws on a plot into one that returns the SVG text."""
 
     def decorate(draw: Callable[Concatenate[Plot, P], None]) -> Callable[P, str]:

@@ -47,7 +47,17 @@ from scorebayes.typicality import Typicality
 FORMAT = 1
 """Of the run directory. Raise it, and read the older ones, when a file changes its meaning."""
 
-PACKAGES = ("scorebayes", "torch", "numpy", "scipy", "pandas", "scikit-learn", "scikit-image", "pydicom")
+PACKAGES = (
+    "scorebayes",
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "scikit-image",
+    "pydicom",
+    "monai",
+)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def test_the_twin_in_train_and_test_of_breastmnist_is_found(data_root: Path) -> 
 
 
 def test_ddsm64_has_the_counts_of_its_description_and_no_patient_twice(data_root: Path) -> None:
-    source = open_source(f"ddsm64:{data_root / 'ddsm64'}")
+    named = open_source(f"ddsm64:{data_root / 'ddsm64'}")
+    assert Counter(r.split for r in named.records()) == {"train": 3551, "test": 552}
+    source = open_source(f"ddsm64:{data_root / 'ddsm64'}", given_val="val")
     records = source.records()
     found = Counter((r.split, r.label) for r in records)
     assert found == {("train", 1): 1242, ("val", 1): 153, ("train", 0): 2309, ("val", 0): 399}

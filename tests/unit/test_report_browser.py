@@ -69,5 +69,5 @@ def test_the_page_opens_without_errors_or_requests(page, tmp_path, width):
     found = re.search(r"<title>(\{.*?\})</title>", done.stdout)
     assert found, "the page did not finish loading"
     assert "CONSOLE" not in done.stderr, done.stderr
-    expected = '{"figures":19,"small":0,"images":42,"broken":0,"dangling":0,"requests":[],"wide":0}'
+    expected = '{"figures":20,"small":0,"images":42,"broken":0,"dangling":0,"requests":[],"wide":0}'
     assert found[1].replace("&quot;", '"') == expected

@@ -104,7 +104,7 @@ def test_ood_names_every_kind_beside_the_likelihood_and_the_report_shows_it(run,
     for curve in (found["coverage"]["all"], found["coverage"]["typical"]):
         assert len(curve["coverage"]) == len(curve["risk"]) > 0
     assert found["coverage"]["typical"]["coverage"][-1] == pytest.approx(1 - own["flagged"])
-    assert not found["judged_by_prediction"]
+    assert found["judged_by_prediction"]
 
     page = write_report(run.path).read_text()
     assert "Images of another kind" in page and "checkerboard" in page
