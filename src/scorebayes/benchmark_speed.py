@@ -511,7 +511,7 @@ def _paper_so_far(run: Run, test: ImageSet) -> LogLikTable | None:
 def draw_curves(measured: Mapping[str, Any], path: Path) -> None:
     """The figure of ``measure_curves`` as SVG: AUC and log-loss against evaluations per class."""
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "scorebayes", "font.size": 9}
-    markers = "os^Dv<>p"
+    markers = "os^Dv<>pX*"
     with rc_context(style):
         figure = Figure(figsize=(9.5, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -524,7 +524,8 @@ def draw_curves(measured: Mapping[str, Any], path: Path) -> None:
             if not name.startswith(
                 ("probability", "bound", "the paper")
             ):  # raw nats: their log-loss is off the scale
-                right.plot(cost, [p["log_loss"] for p in points], marker=marker, markersize=4, label=name)
+                loss = [point["log_loss"] for point in points]
+                right.plot(cost, loss, marker=marker, markersize=4, color=line.get_color(), label=name)
         for axes, title in (
             (left, "AUC, with 95 % intervals"),
             (right, "log-loss of the calibrated posterior"),
