@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from scorebayes.data.base import Record
 from scorebayes.data.corrupt import CORRUPTIONS
 from scorebayes.data.foreign import FOREIGN
 from scorebayes.data.load import ImageSet
-from scorebayes.draws import Draws
 from scorebayes.errors import DataError
 from scorebayes.likelihood import Likelihood
 from scorebayes.run import Run
-from scorebayes.scoring import read_table, score_split, table_path
+from scorebayes.scoring import dequantisation, read_table, score_split, table_path
 from scorebayes.table import LogLikTable
 
 IMAGES_PER_PART = 16
@@ -103,14 +101,7 @@ def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTa
         digest = hashlib.blake2b(maker.encode() + np.ascontiguousarray(part.images).tobytes(), digest_size=12)
         place = folder / digest.hexdigest()
         if not (place / "part-000000.parquet").exists():
-            x = run.standardise(part.images, _dequantisation(run, likelihood, part))
+            x = run.standardise(part.images, dequantisation(run, likelihood, part))
             run.log_lik(x, part.keys, likelihood).write_part(place, 0)
         tables.append(LogLikTable.read(place))
     return LogLikTable.concatenate(tables).with_labels(images.labels)
-
-
-def _dequantisation(run: Run, likelihood: Likelihood, images: ImageSet) -> Tensor | float:
-    """As in scoring: noise for what claims to be a density, the middle of the grey level for a decision."""
-    if likelihood.kind == "class-score":
-        return 0.5
-    return Draws(run.config.seed, images.keys).uniform("dequantisation", images.images.shape[1:])

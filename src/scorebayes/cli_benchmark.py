@@ -14,6 +14,8 @@ app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.",
 RESULTS = Path("benchmarks/results")
 FIGURES = Path("benchmarks/figures")
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
 
 def _over_seeds(name: str) -> Callable[..., None]:
     """The command that runs one accuracy benchmark."""
@@ -77,7 +79,7 @@ def speed(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "speed.json",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Seconds, evaluations and AUC of a run's estimator against the paper's computation; run again to resume.
 
@@ -102,7 +104,7 @@ def curves(
     flow_images: Annotated[int, typer.Option(min=2, help="Test images for the probability flow.")] = 100,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "curves.json",
     figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "auc-vs-evaluations.svg",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """AUC against network evaluations, for every estimator; run again to resume.
 
@@ -129,7 +131,7 @@ def evidence(
         typer.Option(help="Training steps of the ResNet-18; by default what the score cost."),
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "evidence.json",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Evidence maps against saliencies of a ResNet-18: share in the known lesion, and deletion test.
 
@@ -187,7 +189,7 @@ def ood(
     images: Annotated[int, typer.Option(min=2, help="Images of every foreign kind.")] = 50,
     data_root: Annotated[Path, typer.Option(help="Folder with other data sets.")] = Path("../shared/data"),
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "ood.json",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Images of another kind: which are declined, by typicality and by likelihood; run again to resume.
 
@@ -213,7 +215,7 @@ def robustness(
     severities: Annotated[str, typer.Option(help="Some of 1 to 5, separated by commas.")] = "1,2,3,4,5",
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "robustness.json",
     figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "robustness.svg",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """AUC, accuracy and log-loss under twelve corruptions, beside the baselines; run again to resume.
 
@@ -250,7 +252,7 @@ def adversarial(
         int, typer.Option(min=1, help="Draws of every noise level in a step on our model.")
     ] = 1,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "adversarial.json",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Accuracy under a gradient attack and a query attack, of the model and of a baseline.
 

@@ -104,7 +104,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "at_threshold": classification_metrics(
             good.labels, posterior.prob, threshold=decision.threshold, **known
         ),
-        "raw": _probability_metrics(_raw_posterior(run, good, decision), good, known),
+        "raw": _probability_metrics(_raw_posterior(good, decision, run.log_prior), good, known),
         "baselines": _baselines(run, split, good, posterior, known),
     }
     metrics |= _pooled_levels(run, good, posterior, decision)
@@ -137,7 +137,7 @@ def predictions(
     decision = decision.under(log_prior, positive)
     good = table.usable()
     posterior = bayes(good, log_prior, decision.calibration)
-    raw = bayes(good, log_prior, _one_temperature(good, decision.calibration))
+    raw = _raw_posterior(good, decision, log_prior)
     above = posterior.prob[:, positive] >= decision.threshold
     undecided = posterior.undecided(positive, decision.threshold)
     columns = {"predicted": np.asarray(classes, dtype=object)[posterior.predict()]}
@@ -159,8 +159,8 @@ def predictions(
     return frame.assign(nfe=table.nfe * len(classes), seconds=table.seconds, status=table.status)
 
 
-def _raw_posterior(run: Run, table: LogLikTable, decision: Decision) -> Posterior:
-    return bayes(table, run.log_prior, _one_temperature(table, decision.calibration))
+def _raw_posterior(table: LogLikTable, decision: Decision, log_prior: NDArray) -> Posterior:
+    return bayes(table, log_prior, _one_temperature(table, decision.calibration))
 
 
 def _probability_metrics(posterior: Posterior, table: LogLikTable, known: dict[str, Any]) -> dict[str, Any]:

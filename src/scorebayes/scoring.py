@@ -41,7 +41,7 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
                 tables = []
                 for first in range(start, stop, IMAGES_AT_A_TIME):
                     some = images.subset(np.arange(first, min(first + IMAGES_AT_A_TIME, stop)))
-                    x = run.standardise(some.images, _dequantisation(run, likelihood, some))
+                    x = run.standardise(some.images, dequantisation(run, likelihood, some))
                     tables.append(run.log_lik(x, some.keys, likelihood).with_labels(some.labels))
                     advance(first + len(some), "")
                 LogLikTable.concatenate(tables).write_part(folder, part)
@@ -49,7 +49,7 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
     return folder
 
 
-def _dequantisation(run: Run, likelihood: Likelihood, images: ImageSet) -> Tensor | float:
+def dequantisation(run: Run, likelihood: Likelihood, images: ImageSet) -> Tensor | float:
     """Uniform noise, keyed by the image, for what claims to be a density; the middle of the grey level for a decision."""
     if likelihood.kind == "class-score":
         return 0.5

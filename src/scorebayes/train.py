@@ -70,6 +70,7 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
     state = _restore(run, _new_state(run))
     every = config.validate_every or max(1, math.ceil(config.steps / 10))
     rows_of_class = [np.flatnonzero(train.labels == y) for y in range(len(run.facts.classes))]
+    log_snr_range = run.config.build("noise").log_snr_range
     start = time.monotonic() - state.seconds
     log = run.path / "train.jsonl"
     with (
@@ -77,7 +78,7 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
         progress_bar("train", config.steps, state.step) as advance,
     ):
         while not _finished(state, config):
-            loss = _step(run, state, train, rows_of_class)
+            loss = _step(run, state, train, rows_of_class, log_snr_range)
             state.seconds = time.monotonic() - start
             if not math.isfinite(loss):
                 state = _roll_back(run, state)
@@ -145,7 +146,13 @@ def _share(run: Run, val: ImageSet, y: int) -> int:
     return max(2, round(run.config.train.val_images * float((val.labels == y).mean())))
 
 
-def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[np.int64]]) -> float:
+def _step(
+    run: Run,
+    state: _State,
+    train: ImageSet,
+    rows_of_class: list[NDArray[np.int64]],
+    log_snr_range: tuple[float, float],
+) -> float:
     """One optimiser step on one batch; returns the loss. Where memory does not suffice, the batch goes in parts."""
     config = run.config.train
     seed = step_seed(run.config.seed, state.step)
@@ -156,7 +163,7 @@ def _step(run: Run, state: _State, train: ImageSet, rows_of_class: list[NDArray[
     y = torch.from_numpy(train.labels[rows.numpy()])
     u = torch.rand(images.shape, generator=generator)
     x_0, code = augment(run.standardise(images, u), config, generator)
-    log_snr = _draw_log_snr(config, run.config.build("noise").log_snr_range, generator)
+    log_snr = _draw_log_snr(config, log_snr_range, generator)
     dropped = torch.rand(config.batch, generator=generator) < config.null_label
     if not config.cross_entropy:
         y = torch.where(dropped, len(rows_of_class), y)
@@ -247,9 +254,8 @@ def _draw_log_snr(
     order = torch.randperm(config.batch, generator=generator)
     u = (order + torch.rand(config.batch, generator=generator, dtype=torch.float64)) / config.batch
     (low, high), share = log_snr_range, config.uniform
-    normal = torch.special.ndtri((u - share) / (1 - share)).clamp(
-        -3, 3
-    )  # not a number for u < share: not taken
+    # Not a number for u < share, where it is not taken.
+    normal = torch.special.ndtri((u - share) / (1 - share)).clamp(-3, 3)
     return torch.where(
         u < share, low + (high - low) * u / share, config.log_snr_mean + config.log_snr_std * normal
     )

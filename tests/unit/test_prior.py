@@ -8,15 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
-from fixtures.tiny_run import DATA, finish, train_tiny
-from PIL import Image
+from fixtures.tiny_run import finish, train_tiny, write_pictures
 from typer.testing import CliRunner
 
 import scorebayes
 from scorebayes.calibrate import Calibration
 from scorebayes.cli import app
 from scorebayes.config import PriorConfig
-from scorebayes.data import open_source
 from scorebayes.errors import ConfigError
 from scorebayes.evaluate import evaluate, predictions
 from scorebayes.inputs import load_split
@@ -35,12 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    source = open_source(DATA)
-    paths = [folder / f"case{number}.png" for number in range(6)]
-    for path, record in zip(paths, source.records(), strict=False):
-        Image.fromarray(np.rint(source.read(record) * 255).astype(np.uint8)).save(path)
-    return paths
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 6)
 
 
 def test_the_log_odds_move_by_the_change_of_the_prior_and_the_calls_stay(run, pictures):

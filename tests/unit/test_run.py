@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import DATA, finish, train_tiny
+from fixtures.tiny_run import finish, train_tiny, write_pictures
 from PIL import Image
 
 import scorebayes
-from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.inputs import load_split
@@ -31,14 +30,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three synthetic mammograms as PNG files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    source = open_source(DATA)
-    paths = []
-    for number, record in enumerate(source.records()[:3]):
-        paths.append(folder / f"case{number}.png")
-        Image.fromarray(np.rint(source.read(record) * 255).astype(np.uint8)).save(paths[-1])
-    return paths
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 3)
 
 
 def test_the_readme_example_runs_as_printed(run, pictures, monkeypatch, tmp_path, capsys):
