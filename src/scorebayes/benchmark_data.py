@@ -42,7 +42,7 @@ from scorebayes.data.base import Record, SourceInfo
 from scorebayes.data.split import largest_per_class, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
-from scorebayes.run import environment, pick_device
+from scorebayes.run import Run, environment, pick_device
 from scorebayes.scoring import score_split
 
 LEAST_STEPS = 300
@@ -168,7 +168,10 @@ def measure_curve(study: Study, data_root: Path, runs: Path, results: Path, figu
     points = []
     for value in study.values:
         folder = runs / "curves" / study.title / f"{study.vary}-{shown(value)}"
-        outcomes = [_one_run(study, world, value, seed, folder / f"seed-{seed}") for seed in study.seeds]
+        outcomes: list[Outcome] = []
+        for seed in study.seeds:
+            tuned = outcomes[0].run if outcomes else None
+            outcomes.append(_one_run(study, world, value, seed, folder / f"seed-{seed}", tuned))
         points.append(_point(study, world, value, outcomes))
         machine = environment(outcomes[0].run.device)
         content = {**_header(study, world.info), "points": points, "environment": machine}
@@ -219,8 +222,9 @@ class _World:
         return options
 
 
-def _one_run(study: Study, world: _World, value: float, seed: int, path: Path) -> Outcome:
-    """Train, score and evaluate our model and the baselines at one value with one seed."""
+def _one_run(study: Study, world: _World, value: float, seed: int, path: Path, tuned: Run | None) -> Outcome:
+    """Train, score and evaluate our model and the baselines at one value with one seed. ``tuned``: the run of the first
+    seed, whose baselines' settings are taken over."""
     benchmark = study.benchmark
     whole, used = (_train_records(world, seed, options) for options in ({}, world.options(study, value)))
     counts = Counter(record.label for record in whole)
@@ -233,7 +237,7 @@ def _one_run(study: Study, world: _World, value: float, seed: int, path: Path) -
     run = stages.train(path, world.source, [layer], benchmark.preset, pick_device(), resume=path.exists())
     score_split(run, "test")
     for name in study.baselines:
-        fit_baseline(run, name, benchmark.network_steps)
+        fit_baseline(run, name, benchmark.network_steps, tuned=tuned)
         for split in ("val", "test"):
             predict_baseline(run, name, split)
     return outcome_of(run, evaluate(run, "test"))

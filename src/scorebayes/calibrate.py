@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.table import LogLikTable
 
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _BIAS_PENALTY = 1.0
 _SCALE_PENALTY = 0.01
 

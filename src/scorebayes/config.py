@@ -73,10 +73,10 @@ class TrainConfig:
     validate_every: steps between validations (0 = 10 times in all); val_images: how many images it looks at.
     """
 
-    steps: Count = 2000
+    steps: Count = 1000
     minutes: Size | None = None
     batch: Count = 64
-    lr: Size = 1e-3
+    lr: Size = 3e-3
     warmup: Annotated[int, Field(ge=0)] = 100
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     ema: Fraction = 0.999

@@ -19,6 +19,7 @@ from scorebayes.baselines.network import Network
 from scorebayes.benchmark import (
     BENCHMARKS,
     BEST,
+    BEST_LIKELIHOOD,
     OURS,
     Benchmark,
     Outcome,
@@ -28,6 +29,8 @@ from scorebayes.benchmark import (
 from scorebayes.benchmark_figures import draw_costs
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
+from scorebayes.run import open_run
+from scorebayes.scoring import read_table
 
 
 def little(side: int, channels: int, n_classes: int) -> nn.Module:
@@ -68,6 +71,23 @@ def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     assert found["models"]["logistic"]["cost"]["multiply_adds"] == [None, None]
     assert found["quick"] is False and "--baselines logistic,little" in found["command"]
     assert "little: test AUC" in output
+
+
+def test_networks_are_tuned_with_the_first_seed(done):
+    tried = [
+        json.loads((done[0] / f"runs/phantom/seed-{seed}/baselines/little/baseline.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert tried[0]["settings_tried"] == tried[1]["settings_tried"]
+    assert tried[0]["sha256"] != tried[1]["sha256"]
+
+
+def test_the_best_variant_has_the_same_weights_and_more_evaluations(done):
+    default, more = (open_run(done[0] / "runs" / "phantom" / f"seed-0{end}", "cpu") for end in ("", "-best"))
+    assert more.checkpoints.best()["sha256"] == default.checkpoints.best()["sha256"]
+    draws = [len(read_table(run, "test").level) for run in (default, more)]
+    assert draws[1] == draws[0] // LAYER["likelihood"]["repeats"] * BEST_LIKELIHOOD["repeats"]
+    assert not np.array_equal(default.calibration.weights, more.calibration.weights)
 
 
 def test_the_lead_over_a_baseline_is_the_mean_over_the_seeds(done):
@@ -128,7 +148,7 @@ def test_three_equal_seeds_are_no_three_times_as_many_patients():
 def test_a_quick_try_has_files_of_its_own_and_says_so(tmp_path, monkeypatch):
     asked = []
 
-    def one_seed(benchmark, source, path, seed):
+    def one_seed(benchmark, source, path, seed, tuned):
         asked.append((benchmark, path))
         raise KeyboardInterrupt
 

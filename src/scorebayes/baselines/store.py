@@ -43,11 +43,12 @@ BASELINES: dict[str, Kind] = {
 }
 
 
-def fit_baseline(run: Run, name: str, steps: int | None = None) -> Baseline:
+def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | None = None) -> Baseline:
     """The baseline of a run, trained and calibrated unless that is done already.
 
     ``steps``: of a network's final training; None: what costs as many multiply-adds as the training of the run's score,
-    but at least 200. Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
+    but at least 200. ``tuned``: a run with another seed whose baseline was fitted with as many steps; its trials of the
+    settings count here, too. Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
     """
     kind, folder = _known(name), _folder(run, name)
     if (folder / "baseline.json").exists():
@@ -56,6 +57,9 @@ def fit_baseline(run: Run, name: str, steps: int | None = None) -> Baseline:
     require_classes(train, run.facts.classes, "training")
     require_classes(val, run.facts.classes, "validation")
     folder.mkdir(parents=True, exist_ok=True)
+    if tuned is not None:
+        trials = open_baseline(tuned, name).record.get("settings_tried", [])
+        write_atomically(folder / "trials.json", json.dumps(trials))
     found = kind.fit(run, train, val, folder, steps)
     calibration = calibrate(raw_logits(run, found.net, val), found.log_prior, val, run.config.seed)
     weights = safetensors.torch.save(
