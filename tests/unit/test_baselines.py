@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,6 +219,13 @@ def test_a_finished_baseline_is_opened_not_trained_again(run, registered, monkey
     np.testing.assert_allclose(softmax(logits.detach().numpy(), 1), again.prob(images)[:4], atol=1e-6)
     logits.sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_the_trials_of_a_run_with_the_same_test_split_count(run, registered, tmp_path):
+    first = fit_baseline(run, "little", steps=4)
+    shutil.copytree(run.path, tmp_path / "other", ignore=shutil.ignore_patterns("baselines"))
+    other = fit_baseline(open_run(tmp_path / "other", "cpu"), "little", steps=4, tuned=run)
+    assert other.record["settings_tried"] == first.record["settings_tried"]  # to the seconds
 
 
 @pytest.mark.parametrize("name", ["logistic", "hog-svm"])

@@ -73,13 +73,12 @@ def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     assert "little: test AUC" in output
 
 
-def test_networks_are_tuned_with_the_first_seed(done):
+def test_a_network_is_tuned_anew_where_the_test_split_is_another(done):
     tried = [
         json.loads((done[0] / f"runs/phantom/seed-{seed}/baselines/little/baseline.json").read_text())
         for seed in (0, 1)
     ]
-    assert tried[0]["settings_tried"] == tried[1]["settings_tried"]
-    assert tried[0]["sha256"] != tried[1]["sha256"]
+    assert tried[0]["settings_tried"] != tried[1]["settings_tried"]
 
 
 def test_the_best_variant_has_the_same_weights_and_more_evaluations(done):

@@ -48,7 +48,9 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
 
     ``steps``: of a network's final training; None: what costs as many multiply-adds as the training of the run's score,
     but at least 200. ``tuned``: a run with another seed whose baseline was fitted with as many steps; its trials of the
-    settings count here, too. Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
+    settings count here, too, unless the seeds drew other test splits.
+
+    Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
     """
     kind, folder = _known(name), _folder(run, name)
     if (folder / "baseline.json").exists():
@@ -57,7 +59,7 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     require_classes(train, run.facts.classes, "training")
     require_classes(val, run.facts.classes, "validation")
     folder.mkdir(parents=True, exist_ok=True)
-    if tuned is not None:
+    if tuned is not None and _test_images(run) == _test_images(tuned):
         trials = open_baseline(tuned, name).record.get("settings_tried", [])
         write_atomically(folder / "trials.json", json.dumps(trials))
     found = kind.fit(run, train, val, folder, steps)
@@ -136,6 +138,10 @@ def read_predictions(run: Run, name: str, split: str) -> pd.DataFrame | None:
     logits = frame[[f"logit_{c}" for c in run.facts.classes]].to_numpy(np.float64)
     frame[[f"prob_{c}" for c in run.facts.classes]] = softmax(logits + run.log_prior, axis=1)
     return frame
+
+
+def _test_images(run: Run) -> set[str]:
+    return set(run.split.loc[run.split["split"] == "test", "image_id"])
 
 
 def _known(name: str) -> Kind:
