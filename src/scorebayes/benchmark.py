@@ -173,7 +173,7 @@ def _one_seed(
 ) -> tuple[Outcome, Outcome]:
     """The run with its baselines, and the same weights with more evaluations. ``tuned``: the first seed's run, whose
     baselines' settings are taken over; our own settings are the same for all seeds, too."""
-    layers = [{"seed": seed, "train": {"steps": benchmark.steps}}]
+    layers: list[Mapping[str, Any]] = [{"seed": seed, "train": {"steps": benchmark.steps}}]
     run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
     score_split(run, "test")
     for name in benchmark.baselines:
