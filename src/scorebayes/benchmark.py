@@ -174,13 +174,7 @@ def _one_seed(
     """The run with its baselines, and the same weights with more evaluations. ``tuned``: the first seed's run, whose
     baselines' settings are taken over; our own settings are the same for all seeds, too."""
     layers: list[Mapping[str, Any]] = [{"seed": seed, "train": {"steps": benchmark.steps}}]
-    run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
-    score_split(run, "test")
-    for name in benchmark.baselines:
-        fit_baseline(run, name, benchmark.network_steps, tuned=tuned)
-        for split in ("val", "test"):
-            predict_baseline(run, name, split)
-    default = outcome_of(run, evaluate(run, "test"))
+    default = train_beside(benchmark, source, path, layers, tuned)
     more_path = path.with_name(f"{path.name}-best")
     if not more_path.exists():
         partial = path.with_name(f"{path.name}-partial")
@@ -192,6 +186,20 @@ def _one_seed(
     more = stages.train(more_path, source, more_layers, benchmark.preset, pick_device(), resume=True)
     score_split(more, "test")
     return default, outcome_of(more, evaluate(more, "test"), beside=default)
+
+
+def train_beside(
+    benchmark: Benchmark, source: str, path: Path, layers: Sequence[Mapping[str, Any]], tuned: Run | None
+) -> Outcome:
+    """Train, score and evaluate our model, and the benchmark's baselines on the same images. ``tuned``: see
+    ``fit_baseline``."""
+    run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
+    score_split(run, "test")
+    for name in benchmark.baselines:
+        fit_baseline(run, name, benchmark.network_steps, tuned=tuned)
+        for split in ("val", "test"):
+            predict_baseline(run, name, split)
+    return outcome_of(run, evaluate(run, "test"))
 
 
 def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = None) -> Outcome:

@@ -15,7 +15,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,24 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from scorebayes import stages
-from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline
+from scorebayes.baselines import BASELINES
 from scorebayes.benchmark import (
     BENCHMARKS,
     OURS,
     Benchmark,
     Outcome,
     baseline_cost,
-    outcome_of,
     own_cost,
     seed_mean_difference,
     summarise,
+    train_beside,
 )
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
 from scorebayes.data.split import largest_per_class, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import evaluate
-from scorebayes.run import Run, environment, pick_device
-from scorebayes.scoring import score_split
+from scorebayes.run import Run, environment
 
 LEAST_STEPS = 300
 ASKED_OURS = "scorebayes"
@@ -234,13 +231,8 @@ def _one_run(study: Study, world: _World, value: float, seed: int, path: Path, t
         "train": {"steps": scaled_steps(benchmark.steps, len(used) / len(whole))},
         "prior": {"kind": "given", "prob": [counts[y] / len(whole) for y in range(len(world.info.classes))]},
     }
-    run = stages.train(path, world.source, [layer], benchmark.preset, pick_device(), resume=path.exists())
-    score_split(run, "test")
-    for name in study.baselines:
-        fit_baseline(run, name, benchmark.network_steps, tuned=tuned)
-        for split in ("val", "test"):
-            predict_baseline(run, name, split)
-    return outcome_of(run, evaluate(run, "test"))
+    benchmark = replace(benchmark, baselines=study.baselines)
+    return train_beside(benchmark, world.source, path, [layer], tuned)
 
 
 def _train_records(world: _World, seed: int, options: Mapping[str, Any]) -> list[Record]:
