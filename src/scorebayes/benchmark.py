@@ -39,6 +39,7 @@ from scorebayes.spreadsheet import plain
 
 METRICS = (
     "auc", "accuracy", "balanced_accuracy", "sensitivity_at_90_specificity", "log_loss", "brier", "ece",
+    "ece_by_chance",
 )  # fmt: skip
 OURS, BEST = "scorebayes-generative", "scorebayes-best"
 ENSEMBLE = "{}-ensemble"  # of the seeds of a model

@@ -27,6 +27,7 @@ METRICS = {
     "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
     "log_loss": "log loss (nats)",
     "ece": "ECE",
+    "ece_by_chance": "ECE by chance",
 }
 VARIED = {
     "per-class": "training patients (or images) per class",
@@ -43,7 +44,8 @@ INTRODUCTION = """# Benchmarks
 
 Written by `scorebayes benchmark page` from the files in `benchmarks/results/`; changes by hand are lost. All choices were
 made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over the seeds, and in
-brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images)."""
+brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images). "ECE by
+chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives."""
 
 CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
 

@@ -46,7 +46,8 @@ def classification_metrics(
 
     ``<name>_ci95`` holds [low, high]: DeLong for the AUC and Wilson for proportions when the cases are
     independent; otherwise, and for all other metrics, the percentiles of a bootstrap that draws whole
-    patients. A metric without a value is None, and ``<name>_reason`` says why.
+    patients. A metric without a value is None, and ``<name>_reason`` says why. ``ece_by_chance`` is the expected
+    ``ece`` of these very probabilities if they were right.
 
     With more than two classes ``auc`` and ``auprc`` are the mean of one class against the rest; sensitivity,
     specificity, predictive values, calibration slope and intercept speak of ``positive`` against the rest.
@@ -86,6 +87,7 @@ def classification_metrics(
         out[f"{name}_ci95"] = interval
         if interval is None:
             out[f"{name}_ci95_reason"] = "too few cases of a class or prediction"
+    out["ece_by_chance"] = _ece_by_chance(sample, seed) if sample.n else None
     out["interval_method"] = (
         "bootstrap over patients" if clustered else "DeLong (AUC), Wilson (proportions), bootstrap over cases"
     )
@@ -294,6 +296,20 @@ def _bins(confidence: Array, binning: str, n_bins: int) -> NDArray[np.int64]:
 def _ece(confidence: Array, hit: NDArray[np.bool_], weights: Array, binning: str, n_bins: int) -> Array:
     membership = np.eye(n_bins)[_bins(confidence, binning, n_bins)]
     return np.abs(weights @ (membership * (confidence - hit)[:, None])).sum(1) / weights.sum(1)
+
+
+def _ece_by_chance(sample: _Sample, seed: int, n_simulations: int = 1000) -> float:
+    """Mean ECE where the outcomes are drawn from the probabilities themselves (consistency resampling, Bröcker & Smith
+    2007, Weather and Forecasting 22:651)."""
+    confidence = _confidence(sample)[0]
+    rng = np.random.default_rng(seed)
+    membership = np.eye(10)[_bins(confidence, "mass", 10)]
+    size = max(1, _CHUNK // sample.n)
+    found = []
+    for start in range(0, n_simulations, size):
+        drawn = rng.random((min(size, n_simulations - start), sample.n)) < confidence
+        found.append(np.abs((confidence - drawn) @ membership).sum(1) / sample.n)
+    return float(np.concatenate(found).mean())
 
 
 def _calibration_line(
@@ -652,7 +668,7 @@ def ece(
 
     Two classes: of the probability of ``positive``; more: of the highest probability. ``mass`` puts equally
     many cases in each bin, ``width`` cuts [0, 1] evenly. It is above zero even for a perfect model, by
-    chance: see its interval.
+    chance: see ``ece_by_chance`` in ``classification_metrics``.
     """
     sample = _Sample.checked(labels, prob, positive, None)
     return float(_ece(*_confidence(sample), np.ones((1, sample.n)), binning, n_bins)[0])

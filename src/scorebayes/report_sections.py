@@ -611,7 +611,9 @@ def _calibration(run: Run) -> Section:
     names = {
         "calibration_slope": "slope (1 is ideal; below 1: too extreme)",
         "calibration_intercept": "intercept (0 is ideal; above 0: too low)",
-        "ece": "expected calibration error", "brier": "Brier score", "log_loss": "log loss [nats]",
+        "ece": "expected calibration error",
+        "ece_by_chance": "the same, were the probabilities right: chance alone", "brier": "Brier score",
+        "log_loss": "log loss [nats]",
         "saturated": f"share of images with a probability beyond {metrics.SATURATED}",
         "saturated_accuracy": "how many of these are named rightly",
     }  # fmt: skip

@@ -148,6 +148,22 @@ def test_calibrated_probabilities_have_slope_one_intercept_zero_and_a_small_ece(
     assert got["ece"] < 0.015
 
 
+def test_ece_by_chance_is_the_mean_ece_of_right_probabilities_and_wrong_ones_exceed_it():
+    rng = np.random.default_rng(0)
+    score = 1 / (1 + np.exp(-2 * rng.standard_normal(156)))
+    both = np.stack([1 - score, score], 1)
+    drawn = [(rng.random(156) < score).astype(int) for _ in range(300)]
+    got = metrics.classification_metrics(drawn[0], both, n_bootstrap=20)
+    assert got["ece_by_chance"] == pytest.approx(
+        np.mean([metrics.ece(labels, both) for labels in drawn]), rel=0.05
+    )
+    assert got["ece_by_chance"] > 0.04
+    sharper = np.stack([1 - score, score], 1) ** 4
+    sharper /= sharper.sum(1, keepdims=True)
+    got = metrics.classification_metrics(drawn[0], sharper, n_bootstrap=20)
+    assert got["ece"] > 2 * got["ece_by_chance"]
+
+
 def test_ece_of_known_bins():
     prob = np.repeat([0.1, 0.9], 10)
     labels = np.r_[np.ones(3), np.zeros(7), np.ones(9), [0]].astype(int)
