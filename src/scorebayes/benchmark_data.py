@@ -199,10 +199,10 @@ class _World:
         records = source.records()
         per_class = None
         if study.vary == "imbalance":
+            # Also of the values that are not asked for, so that a point is the same whichever are.
+            ratios = sorted({*study.values, *CURVES["imbalance"].values})
             per_class = min(
-                largest_per_class(
-                    records, split_patients(records, seed=seed), study.values, source.info.positive
-                )
+                largest_per_class(records, split_patients(records, seed=seed), ratios, source.info.positive)
                 for seed in study.seeds
             )
         return _World(text, source.info, records, per_class)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         phantom = Benchmark("phantom:n_patients=60,views=1,size=16", steps=6, preset="tiny", baselines=())
         patch.setitem(benchmark_data.BENCHMARKS, "phantom", phantom)
+        patch.setitem(CURVES, "imbalance", replace(CURVES["imbalance"], values=(1, 3)))
         patch.setattr(benchmark, "N_BOOTSTRAP", 100)
         patch.setattr(benchmark_data, "LEAST_STEPS", 3)
         patch.setattr(train, "validate", lambda *_, **__: (1.0, 0.5))
@@ -60,6 +62,12 @@ def test_an_imbalance_curve_keeps_the_number_and_names_the_rare_class(measured):
     # 21 patients of either class: 3/4 of a total of 2 * 14 are the most that 1:3 allows.
     assert per_class == [[[14, 14]] * 2, [[21, 7]] * 2]
     assert [point["test_images"] for point in measured["points"]] == [[8, 8], [8, 8]]
+
+
+def test_a_point_of_an_imbalance_curve_is_the_same_whichever_others_are_asked_for(tmp_path):
+    alone = Study("phantom", "imbalance", (1.0,), (0,), ("scorebayes",))
+    point = json.loads(_measure(alone, tmp_path).read_text())["points"][0]
+    assert point["train_images_per_class"] == [[14, 14]]
 
 
 def test_every_point_has_the_metrics_of_every_model_and_our_lead(measured):
