@@ -301,7 +301,7 @@ def _ece(confidence: Array, hit: NDArray[np.bool_], weights: Array, binning: str
 def _ece_by_chance(sample: _Sample, seed: int, n_simulations: int = 1000) -> float:
     """Mean ECE where the outcomes are drawn from the probabilities themselves (consistency resampling, Bröcker & Smith
     2007, Weather and Forecasting 22:651)."""
-    confidence = _confidence(sample)[0]
+    confidence = np.sort(_confidence(sample)[0])  # the order of the images must not choose the draws
     rng = np.random.default_rng(seed)
     membership = np.eye(10)[_bins(confidence, "mass", 10)]
     size = max(1, _CHUNK // sample.n)
