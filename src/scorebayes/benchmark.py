@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.metrics import classification_metrics, clustered_bootstrap, holm
-from scorebayes.run import Run, environment, pick_device
+from scorebayes.run import Run, environment, open_run, pick_device
 from scorebayes.scoring import score_split
 from scorebayes.spreadsheet import plain
 
@@ -52,6 +52,8 @@ class Benchmark:
     """A data set under the data root, the budget every seed gets, and the baselines that are compared with.
 
     network_steps: of the baselines' networks; None: what costs as many multiply-adds as the training of our model.
+    free_steps: how many of our steps use no label: they see all images of the training split (``pretrain``), and the
+    others start from there; 0: all use labels. layer: configuration that differs from the preset's.
     """
 
     source: str
@@ -59,22 +61,36 @@ class Benchmark:
     preset: str = "small"
     baselines: tuple[str, ...] = tuple(BASELINES)
     network_steps: int | None = None
+    free_steps: int = 0
+    layer: Mapping[str, Any] = field(default_factory=dict)
 
     def quick(self) -> Benchmark:
         """A try of a few minutes, to see that all works: its figures mean nothing."""
         return replace(
-            self, steps=min(self.steps, QUICK_STEPS), preset="tiny", network_steps=QUICK_NETWORK_STEPS
+            self,
+            steps=min(self.steps, QUICK_STEPS),
+            free_steps=min(self.free_steps, QUICK_STEPS // 2),
+            preset="tiny",
+            network_steps=QUICK_NETWORK_STEPS,
         )
+
+    def layers(self, seed: int, steps: int, start: Run | None) -> list[Mapping[str, Any]]:
+        """The configuration of ``steps`` steps with labels, from a label-free start where there is one."""
+        begin = {} if start is None else {"init": str(start.path.resolve()), **FROM_LABEL_FREE}
+        return [self.layer, {"seed": seed, "train": {"steps": steps, **begin}}]
 
 
 BEST_LIKELIHOOD = {"repeats": 8}
 """[likelihood] of the variant that spends more on an image: the same weights, four times the evaluations, generative
 as well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
 
+FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}
+"""[train] where the weights are good already and the labels are to be learned (docs/decisions/0009)."""
+
 BENCHMARKS = {
     "breastmnist": Benchmark("medmnist:{root}/medmnist/breastmnist.npz"),
-    "pneumoniamnist": Benchmark("medmnist:{root}/medmnist/pneumoniamnist.npz"),
-    "ddsm64": Benchmark("ddsm64:{root}/ddsm64"),
+    "pneumoniamnist": Benchmark("medmnist:{root}/medmnist/pneumoniamnist.npz", preset="light"),
+    "ddsm64": Benchmark("ddsm64:{root}/ddsm64", preset="light", layer={"net": {"patch": 4}}),
     "phantom": Benchmark("phantom", steps=1500, preset="tiny"),
 }
 
@@ -144,6 +160,7 @@ def run_benchmark(
         "quick": quick,
         "seeds": list(seeds),
         "steps": benchmark.steps,
+        "label_free_steps": benchmark.free_steps,
         "preset": benchmark.preset,
         "best": {"likelihood": BEST_LIKELIHOOD},
         "test_images": metrics["n"],
@@ -174,7 +191,8 @@ def _one_seed(
 ) -> tuple[Outcome, Outcome]:
     """The run with its baselines, and the same weights with more evaluations. ``tuned``: the first seed's run, whose
     baselines' settings are taken over; our own settings are the same for all seeds, too."""
-    layers: list[Mapping[str, Any]] = [{"seed": seed, "train": {"steps": benchmark.steps}}]
+    start = pretrain(benchmark, source, path.with_name(f"{path.name}-label-free"), seed)
+    layers = benchmark.layers(seed, benchmark.steps - benchmark.free_steps, start)
     default = train_beside(benchmark, source, path, layers, tuned)
     more_path = path.with_name(f"{path.name}-best")
     if not more_path.exists():
@@ -187,6 +205,14 @@ def _one_seed(
     more = stages.train(more_path, source, more_layers, benchmark.preset, pick_device(), resume=True)
     score_split(more, "test")
     return default, outcome_of(more, evaluate(more, "test"), beside=default)
+
+
+def pretrain(benchmark: Benchmark, source: str, path: Path, seed: int) -> Run | None:
+    """The label-free start of a seed, from all images of its training split; None where the benchmark has none."""
+    if not benchmark.free_steps:
+        return None
+    layers = [benchmark.layer, {"seed": seed, "train": {"steps": benchmark.free_steps, "null_label": 1.0}}]
+    return stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
 
 
 def train_beside(
@@ -345,4 +371,7 @@ def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _training_seconds(run: Run) -> float:
-    return float(run.checkpoints.entries("state")[-1]["seconds"])
+    """Of the run and of the one it started from."""
+    start = run.config.train.init
+    before = _training_seconds(open_run(start, "cpu")) if start else 0.0
+    return before + float(run.checkpoints.entries("state")[-1]["seconds"])

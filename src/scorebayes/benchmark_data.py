@@ -31,6 +31,7 @@ from scorebayes.benchmark import (
     Outcome,
     baseline_cost,
     own_cost,
+    pretrain,
     seed_mean_difference,
     summarise,
     train_beside,
@@ -42,7 +43,11 @@ from scorebayes.data.split import largest_per_class, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import Run, environment
 
-LEAST_STEPS = 300
+CHEAPER = {"train": {"batch": 32, "val_images": 128}}
+"""Than in the benchmarks, for all models alike: a curve is many trainings."""
+LEAST_STEPS, LEAST_STEPS_FROM_START = 300, 100  # with labels: from scratch, and from a label-free start
+FREE_STEPS = 600
+"""Label-free steps on the whole training split, once for all points of a seed. They are part of our cost at every point."""
 ASKED_OURS = "scorebayes"
 """What our model is called where models are asked for; it always takes part, as its runs are those of the others."""
 
@@ -70,6 +75,8 @@ class Study:
     """One curve: what is varied over which values and seeds, and who takes part.
 
     models: "scorebayes" and names of baselines. quick: the benchmark's try of a few minutes, to see that all works.
+    scratch: our model starts from random weights; otherwise from a label-free training on all images of the training
+    split, of which the baselines cannot make use, and which is the same for all points of a seed.
     reduce_val: see ``config.DataConfig``; otherwise validation is the whole validation split.
     """
 
@@ -80,6 +87,7 @@ class Study:
     models: tuple[str, ...] = (ASKED_OURS, "resnet18", "logistic")
     quick: bool = False
     reduce_val: bool = False
+    scratch: bool = False
 
     def __post_init__(self) -> None:
         for what, given, known in (
@@ -102,7 +110,7 @@ class Study:
     @property
     def title(self) -> str:
         """What its files are called."""
-        variant = "-val-reduced" * self.reduce_val + "-quick" * self.quick
+        variant = "-val-reduced" * self.reduce_val + "-scratch" * self.scratch + "-quick" * self.quick
         return f"{self.name}-{self.vary}{variant}"
 
     @property
@@ -112,7 +120,8 @@ class Study:
         if self.values != CURVES[self.vary].values:
             words.append(f"--values {','.join(map(shown, self.values))}")
         words += [f"--seeds {len(self.seeds)}", f"--models {','.join(self.models)}"]
-        return " ".join(words + ["--reduce-val"] * self.reduce_val + ["--quick"] * self.quick)
+        flags = {"--reduce-val": self.reduce_val, "--scratch": self.scratch, "--quick": self.quick}
+        return " ".join(words + [flag for flag, on in flags.items() if on])
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -122,7 +131,30 @@ class Study:
     @property
     def benchmark(self) -> Benchmark:
         """Source and budget."""
-        return BENCHMARKS[self.name].quick() if self.quick else BENCHMARKS[self.name]
+        budget = BENCHMARKS[self.name]
+        free_steps = 0 if self.scratch else FREE_STEPS
+        budget = replace(budget, free_steps=free_steps, layer={**budget.layer, **CHEAPER})
+        return budget.quick() if self.quick else budget
+
+    def steps(self, share: float) -> int:
+        """Training steps with labels where only a share of the training images is used: all steps times sqrt(share), but
+        not fewer than a least number.
+
+        Few images are learned, and then overlearned, in fewer steps; the square root leaves each of them more passes.
+        The baselines' networks get what costs as much, label-free steps included.
+        """
+        most = self.benchmark.steps - self.benchmark.free_steps
+        return min(most, max(self.least_steps, round(most * math.sqrt(share))))
+
+    @property
+    def least_steps(self) -> int:
+        """Of the steps with labels."""
+        return LEAST_STEPS if self.scratch else LEAST_STEPS_FROM_START
+
+    def start(self, source: str, runs: Path, seed: int) -> Run | None:
+        """The label-free start of a seed, for all curves of the data set; None from scratch."""
+        name = f"{self.name}-quick" if self.quick else self.name
+        return pretrain(self.benchmark, source, runs / "curves" / "label-free" / name / f"seed-{seed}", seed)
 
 
 def shown(value: float) -> str:
@@ -147,15 +179,6 @@ def parse_values(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def scaled_steps(base: int, share: float) -> int:
-    """Training steps where only a share of the training images is used: base * sqrt(share), at least LEAST_STEPS.
-
-    Few images are learned, and then overlearned, in fewer steps; the square root leaves each of them more passes. The
-    baselines' networks get what costs as much.
-    """
-    return min(base, max(LEAST_STEPS, round(base * math.sqrt(share))))
-
-
 def measure_curve(study: Study, data_root: Path, runs: Path, results: Path, figures: Path) -> Path:
     """Train what is not trained yet; write ``<results>/<title>.json`` and the figure after every point.
 
@@ -168,7 +191,8 @@ def measure_curve(study: Study, data_root: Path, runs: Path, results: Path, figu
         outcomes: list[Outcome] = []
         for seed in study.seeds:
             tuned = outcomes[0].run if outcomes else None
-            outcomes.append(_one_run(study, world, value, seed, folder / f"seed-{seed}", tuned))
+            start = study.start(world.source, runs, seed)
+            outcomes.append(_one_run(study, world, value, seed, folder / f"seed-{seed}", tuned, start))
         points.append(_point(study, world, value, outcomes))
         machine = environment(outcomes[0].run.device)
         content = {**_header(study, world.info), "points": points, "environment": machine}
@@ -219,20 +243,21 @@ class _World:
         return options
 
 
-def _one_run(study: Study, world: _World, value: float, seed: int, path: Path, tuned: Run | None) -> Outcome:
+def _one_run(
+    study: Study, world: _World, value: float, seed: int, path: Path, tuned: Run | None, start: Run | None
+) -> Outcome:
     """Train, score and evaluate our model and the baselines at one value with one seed. ``tuned``: the run of the first
-    seed, whose baselines' settings are taken over."""
+    seed, whose baselines' settings are taken over; ``start``: the weights that our model starts from."""
     benchmark = study.benchmark
     whole, used = (_train_records(world, seed, options) for options in ({}, world.options(study, value)))
     counts = Counter(record.label for record in whole)
     layer = {
-        "seed": seed,
         "data": world.options(study, value),
-        "train": {"steps": scaled_steps(benchmark.steps, len(used) / len(whole))},
         "prior": {"kind": "given", "prob": [counts[y] / len(whole) for y in range(len(world.info.classes))]},
     }
     benchmark = replace(benchmark, baselines=study.baselines)
-    return train_beside(benchmark, world.source, path, [layer], tuned)
+    layers = [*benchmark.layers(seed, study.steps(len(used) / len(whole)), start), layer]
+    return train_beside(benchmark, world.source, path, layers, tuned)
 
 
 def _train_records(world: _World, seed: int, options: Mapping[str, Any]) -> list[Record]:
@@ -243,7 +268,9 @@ def _train_records(world: _World, seed: int, options: Mapping[str, Any]) -> list
 
 
 def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
-    steps = study.benchmark.steps
+    free = study.benchmark.free_steps
+    most = study.benchmark.steps - free
+    rule = f"{most} * sqrt(share of the training images used), at least {min(study.least_steps, most)}"
     return {
         "benchmark": study.name,
         "vary": study.vary,
@@ -255,7 +282,8 @@ def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
         "rare_class": info.classes[info.positive],
         "validation": "reduced like the training split" if study.reduce_val else "whole",
         "prior": "class shares of the whole training split",
-        "steps_rule": f"{steps} * sqrt(share of the training images used), at least {min(LEAST_STEPS, steps)}",
+        "label_free_steps": free,
+        "steps_rule": rule + (f", after {free} label-free ones on the whole training split" if free else ""),
         "written": time.strftime("%Y-%m-%d"),
     }
 

@@ -70,12 +70,19 @@ def train(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {_SOURCES}.")],
     run_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")],
     config: Annotated[Path | None, typer.Option(help="TOML file; overrides the preset.")] = None,
-    preset: Annotated[str, typer.Option(help="tiny, small or paper.")] = "small",
+    preset: Annotated[str, typer.Option(help="tiny, light, small or paper.")] = "small",
     size: Annotated[int | None, typer.Option(help="Side of the prepared image in pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Cap on the training time.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the split, the weights and all random numbers.")
+    ] = None,
+    label_free: Annotated[
+        bool, typer.Option("--label-free", help="Use no label: a start for other runs, from all images.")
+    ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Run directory whose weights are the start, for example a label-free one."),
     ] = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -93,6 +100,8 @@ def train(
         ("prepare", "size", size),
         ("train", "steps", steps),
         ("train", "minutes", minutes),
+        ("train", "null_label", 1.0 if label_free else None),
+        ("train", "init", str(init.resolve()) if init else None),
     ):
         if value is not None:
             options[section][name] = value
@@ -102,7 +111,12 @@ def train(
     run = stages.train(
         run_dir, inputs.absolute_source(data), [*layers, options], preset, pick_device(device), resume=resume
     )
-    _say_next(f"trained and calibrated: {run.path}", f"scorebayes score {run_dir} --split test")
+    if run.config.train.label_free:
+        _say_next(
+            f"trained without labels: {run.path}", f"scorebayes train --init {run_dir} --data ... --out ..."
+        )
+    else:
+        _say_next(f"trained and calibrated: {run.path}", f"scorebayes score {run_dir} --split test")
 
 
 @app.command()

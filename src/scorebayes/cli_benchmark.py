@@ -165,6 +165,9 @@ def data_curves(
     reduce_val: Annotated[
         bool, typer.Option("--reduce-val", help="Reduce the validation split like the training split.")
     ] = False,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="No label-free start on all training images for our model.")
+    ] = False,
     data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
     runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
     out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
@@ -178,7 +181,7 @@ def data_curves(
 
     chosen = parse_values(values) if values else default_values(vary)
     names = tuple(part.strip() for part in models.split(","))
-    study = Study(name, vary, chosen, tuple(range(seeds)), names, quick, reduce_val)
+    study = Study(name, vary, chosen, tuple(range(seeds)), names, quick, reduce_val, scratch)
     path = measure_curve(study, data_root, runs, out, figures)
     typer.echo(f"written: {path}, {figures / path.stem}.svg")
 

@@ -25,7 +25,7 @@ from scorebayes.data.load import ImageSet, load
 from scorebayes.data.split import leakage_audit, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
-from scorebayes.run import Facts, Run, create_run, require_prior
+from scorebayes.run import Facts, Run, create_run, open_run, require_prior
 
 LARGEST_DEFAULT_SIZE = 64
 UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
@@ -71,13 +71,18 @@ def start_run(
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
+    if not config.train.label_free:
+        by_split = {name: some.labelled() for name, some in by_split.items()}
     if not len(by_split["train"]):
         raise DataError(
             f"{source.info.title}: no usable image in the training split.",
             "See the reasons: scorebayes data check.",
         )
     mean, std = _statistics(by_split["train"])
-    counts = np.bincount(by_split["train"].labels, minlength=len(source.info.classes))
+    if config.train.init:  # what the weights that training starts from expect
+        start = open_run(config.train.init, "cpu").facts
+        mean, std = start.mean, start.std
+    counts = np.bincount(by_split["train"].labelled().labels, minlength=len(source.info.classes))
     run = Run(path, config, Facts(source.info, mean, std, tuple(int(n) for n in counts)), device)
     _write_split(run, images.records, splits)
     run.write_json("audit.json", audit)
@@ -158,9 +163,7 @@ def _load(source: Source, records: Sequence[Record], config: Config, path: Path)
 
 
 def _of_split(images: ImageSet, splits: Mapping[str, str], name: str) -> ImageSet:
-    return images.subset(
-        [row for row, r in enumerate(images.records) if splits[r.image_id] == name and r.label is not None]
-    )
+    return images.subset([row for row, r in enumerate(images.records) if splits[r.image_id] == name])
 
 
 def _statistics(images: ImageSet) -> tuple[float, float]:

@@ -31,14 +31,19 @@ def train(
     *,
     resume: bool = False,
 ) -> Run:
-    """From a data source to a trained and calibrated run directory."""
+    """From a data source to a trained and calibrated run directory (without labels: trained only, for others to start
+    from)."""
     if resume and (path / "config.toml").exists():
         run = _resume(open_run(path, str(device)), data, layers, preset)
         images = {name: inputs.load_split(run, name) for name in ("train", "val")}
+        if not run.config.train.label_free:
+            images = {name: some.labelled() for name, some in images.items()}
     else:
         run, images = inputs.start_run(path, data, layers, preset, device)
     with run.locked():
         training.fit(run, images["train"], images["val"])
+        if run.config.train.label_free:
+            return run
         score_split(run, "val")
         evaluate.calibrate(run)
     return run

@@ -65,8 +65,9 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
     after saving where SIGTERM asks to stop.
     """
     config = run.config.train
-    require_classes(train, run.facts.classes, "training")
-    require_classes(val, run.facts.classes, "validation")
+    if not config.label_free:
+        require_classes(train, run.facts.classes, "training")
+        require_classes(val, run.facts.classes, "validation")
     state = _restore(run, _new_state(run))
     every = config.validate_every or max(1, math.ceil(config.steps / 10))
     rows_of_class = [np.flatnonzero(train.labels == y) for y in range(len(run.facts.classes))]
@@ -89,14 +90,32 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
                 _log(log, step=state.step, loss=loss, lr=_rate(state, config), seconds=state.seconds,
                      images_per_second=state.step * config.batch / state.seconds)  # fmt: skip
             if state.step % every == 0 or _finished(state, config):
-                val_log_loss, val_auc = validate(run, state.averaged, val)
+                found = _validate(run, state.averaged, val)
                 state.seconds = time.monotonic() - start
-                _log(log, step=state.step, val_log_loss=val_log_loss, val_auc=val_auc)
-                _save(run, state, val_log_loss)
+                _log(log, step=state.step, **found)
+                # Without labels nothing says which weights decide best: of equals the newest counts.
+                _save(run, state, found.get("val_log_loss", 0.0))
             if stop:
                 _save(run, state, math.inf)
                 raise KeyboardInterrupt
-    _choose_finally(run, state, val)
+    if not config.label_free:
+        _choose_finally(run, state, val)
+
+
+def _validate(run: Run, denoiser: Denoiser, val: ImageSet) -> dict[str, float]:
+    """What is logged of the validation images: the classifier's figures, or the denoising loss where no label is used."""
+    if not run.config.train.label_free:
+        val_log_loss, val_auc = validate(run, denoiser, val)
+        return {"val_log_loss": val_log_loss, "val_auc": val_auc}
+    config, denoiser = run.config.train, denoiser.eval()
+    images = val.images[: config.val_images]
+    generator = torch.Generator().manual_seed(step_seed(run.config.seed, -1))
+    level_range = run.config.build("noise").log_snr_range
+    log_snr = draw_log_snr(config, level_range, len(images), generator)
+    x_0, null = run.standardise(images).to(run.device), torch.full((len(images),), len(run.facts.classes))
+    eps = torch.randn(x_0.shape, generator=generator).to(run.device)
+    with torch.no_grad():
+        return {"val_loss": float(training_loss(denoiser, x_0, null, log_snr, eps, None).mean())}
 
 
 def validate(run: Run, denoiser: Denoiser, val: ImageSet, seed: int | None = None) -> tuple[float, float]:
@@ -104,10 +123,7 @@ def validate(run: Run, denoiser: Denoiser, val: ImageSet, seed: int | None = Non
 
     ``seed``: of the random draws; the run's own by default.
     """
-    rows = np.concatenate(
-        [np.flatnonzero(val.labels == y)[: _share(run, val, y)] for y in range(len(run.facts.classes))]
-    )
-    some = val.subset(rows)
+    some = validation_images(run, val)
     score = ScoreModel(denoiser.eval(), run.config.build("noise"))
     seed = run.config.seed if seed is None else seed
     table = log_lik_table(run.likelihood, score, run.standardise(some.images), some.keys, seed)
@@ -129,6 +145,11 @@ def _choose_finally(run: Run, state: _State, val: ImageSet) -> None:
     best = run.checkpoints.best()
     if best.get("final"):
         return
+    if best["step"] == state.step:  # one finalist
+        run.checkpoints.save(
+            "step", state.step, state.averaged.state_dict(), val_log_loss=best["val_log_loss"], final=True
+        )
+        return
     passes = math.ceil(FINAL_IMAGES / min(len(val), run.config.train.val_images))
     losses = []
     contender = run.new_denoiser()
@@ -141,9 +162,13 @@ def _choose_finally(run: Run, state: _State, val: ImageSet) -> None:
     run.checkpoints.keep("step", lambda entries: [entry for entry in entries if entry.get("final")])
 
 
-def _share(run: Run, val: ImageSet, y: int) -> int:
-    """How many validation images of a class are looked at during training: its share of ``val_images``, at least 2."""
-    return max(2, round(run.config.train.val_images * float((val.labels == y).mean())))
+def validation_images(run: Run, val: ImageSet) -> ImageSet:
+    """What is looked at during training: ``val_images`` of them, every class by its share, at least 2."""
+    rows = []
+    for y in range(len(run.facts.classes)):
+        of_class = np.flatnonzero(val.labels == y)
+        rows.append(of_class[: max(2, round(run.config.train.val_images * len(of_class) / len(val)))])
+    return val.subset(np.concatenate(rows))
 
 
 def _step(
@@ -163,7 +188,7 @@ def _step(
     y = torch.from_numpy(train.labels[rows.numpy()])
     u = torch.rand(images.shape, generator=generator)
     x_0, code = augment(run.standardise(images, u), config, generator)
-    log_snr = _draw_log_snr(config, log_snr_range, generator)
+    log_snr = draw_log_snr(config, log_snr_range, config.batch, generator)
     dropped = torch.rand(config.batch, generator=generator) < config.null_label
     if not config.cross_entropy:
         y = torch.where(dropped, len(rows_of_class), y)
@@ -236,7 +261,7 @@ def draw_rows(
     config: TrainConfig, n: int, rows_of_class: list[NDArray], generator: torch.Generator
 ) -> Tensor:
     """Row numbers of a batch [B]: classes equally often, or as they come."""
-    if not config.balance:
+    if not config.balance or config.label_free:
         return torch.randint(n, (config.batch,), generator=generator)
     turn = torch.randperm(len(rows_of_class), generator=generator)
     classes = turn[torch.arange(config.batch) % len(rows_of_class)]
@@ -246,13 +271,13 @@ def draw_rows(
     )
 
 
-def _draw_log_snr(
-    config: TrainConfig, log_snr_range: tuple[float, float], generator: torch.Generator
+def draw_log_snr(
+    config: TrainConfig, log_snr_range: tuple[float, float], n: int, generator: torch.Generator
 ) -> Tensor:
-    """Noise levels [B] float64, stratified over the batch in random order: a share of them uniform over the range, the
+    """Noise levels [n] float64, stratified over the batch in random order: a share of them uniform over the range, the
     others normal, cut at three standard deviations."""
-    order = torch.randperm(config.batch, generator=generator)
-    u = (order + torch.rand(config.batch, generator=generator, dtype=torch.float64)) / config.batch
+    order = torch.randperm(n, generator=generator)
+    u = (order + torch.rand(n, generator=generator, dtype=torch.float64)) / n
     (low, high), share = log_snr_range, config.uniform
     # Not a number for u < share, where it is not taken.
     normal = torch.special.ndtri((u - share) / (1 - share)).clamp(-3, 3)
@@ -287,7 +312,7 @@ def _new_state(run: Run) -> _State:
     torch.manual_seed(step_seed(run.config.seed, -1))
     denoiser = run.new_denoiser()
     if config.init:
-        _start_from(denoiser, config.init)
+        _start_from(denoiser, config.init, run.facts.classes)
 
     def blend(average: Any, current: Any, n_averaged: Any) -> None:
         # A short memory at first, so that the average does not hang on to the start.
@@ -301,15 +326,16 @@ def _new_state(run: Run) -> _State:
     return _State(denoiser, average, optimizer)
 
 
-def _start_from(denoiser: Denoiser, path: str) -> None:
-    """Take the weights of another run. ConfigError where it has another network."""
-    checkpoints = open_run(path, "cpu").checkpoints
-    taken = checkpoints.load(checkpoints.best())
-    own = denoiser.state_dict()
+def _start_from(denoiser: Denoiser, path: str, classes: tuple[str, ...]) -> None:
+    """Take the weights of another run, and those of the labels where it learned the same classes. ConfigError where it has
+    another network."""
+    other = open_run(path, "cpu")
+    taken = other.checkpoints.load(other.checkpoints.best())
     label = "net.embed_label.weight"
-    if label in taken and taken[label].shape != own[label].shape:
-        taken[label] = own[label]
     try:
+        if label in taken and (other.config.train.label_free or other.facts.classes != classes):
+            # Apart from each other, not at the null label: classes that begin alike part too slowly for few images.
+            taken[label] = torch.cat([denoiser.state_dict()[label][:-1], taken[label][-1:]])
         denoiser.load_state_dict(taken)
     except RuntimeError as error:  # torch's word for names and shapes that differ
         raise ConfigError(

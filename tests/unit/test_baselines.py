@@ -139,7 +139,7 @@ def test_a_depthwise_convolution_counts_once_for_each_channel(run):
 
 def test_training_costs_what_the_training_of_the_score_cost(run, tmp_path, monkeypatch):
     assert equal_cost_steps(3000 * 20, 60, 3000) == 1000
-    assert equal_cost_steps(3000 * 20, 1000, 3000) == 200  # no training to speak of in fewer
+    assert equal_cost_steps(3000 * 20, 1000, 3000) == 100  # no training to speak of in fewer
     assert equal_cost_steps(3000 * 20, 1, 3000) == 3000  # no more batches than the score saw
     assert score_steps(run) == run.config.train.steps
     monkeypatch.setattr(network, "LEAST_STEPS", 6)

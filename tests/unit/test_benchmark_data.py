@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scorebayes import benchmark, benchmark_data, train
+from scorebayes.baselines import score_step_cost
 from scorebayes.benchmark import METRICS, OURS, Benchmark
 from scorebayes.benchmark_data import (
     CURVES,
@@ -19,10 +20,10 @@ from scorebayes.benchmark_data import (
     draw_curve,
     measure_curve,
     parse_values,
-    scaled_steps,
 )
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
+from scorebayes.run import open_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,6 +35,7 @@ def small():
         patch.setitem(CURVES, "imbalance", replace(CURVES["imbalance"], values=(1, 3)))
         patch.setattr(benchmark, "N_BOOTSTRAP", 100)
         patch.setattr(benchmark_data, "LEAST_STEPS", 3)
+        patch.setattr(benchmark_data, "FREE_STEPS", 4)
         patch.setattr(train, "validate", lambda *_, **__: (1.0, 0.5))
         yield
 
@@ -48,7 +50,9 @@ def _measure(study, folder):
 
 
 def _imbalance(seeds):
-    return Study("phantom", "imbalance", (1.0, 3.0), tuple(range(seeds)), ("scorebayes", "logistic"))
+    return Study(
+        "phantom", "imbalance", (1.0, 3.0), tuple(range(seeds)), ("scorebayes", "logistic"), scratch=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +91,12 @@ def test_a_curve_that_is_run_again_trains_nothing_anew(measured, folder):
     weights = sorted((folder / "runs").rglob("step-*.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
     options = ["--vary", "imbalance", "--values", "1,3", "--seeds", "2", "--models", "scorebayes,logistic"]
+    options.append("--scratch")
     for option, name in (("--runs", "runs"), ("--out", "results"), ("--figures", "figures")):
         options += [option, str(folder / name)]
     result = CliRunner().invoke(app, ["data-curves", "phantom", *options])
-    assert result.exit_code == 0 and "phantom-imbalance.svg" in result.output.replace("\n", "")
-    again = json.loads((folder / "results" / "phantom-imbalance.json").read_text())
+    assert result.exit_code == 0 and "phantom-imbalance-scratch.svg" in result.output.replace("\n", "")
+    again = json.loads((folder / "results" / "phantom-imbalance-scratch.json").read_text())
     assert [path.stat().st_mtime_ns for path in weights] == before and len(before) == 4
     assert again["points"] == measured["points"]
 
@@ -104,7 +109,7 @@ def test_the_steps_follow_the_images_and_the_prior_does_not(measured, folder):
 
 
 def test_the_figure_shows_both_panels(measured, folder):
-    text = (folder / "figures" / "phantom-imbalance.svg").read_text()
+    text = (folder / "figures" / "phantom-imbalance-scratch.svg").read_text()
     assert "mean and range of 2 seeds" in text and "minus rival" in text and ">logistic<" in text
 
 
@@ -118,7 +123,7 @@ def test_all_patients_stand_at_their_number_on_the_axis(measured, tmp_path):
 
 
 def test_few_patients_and_a_reduced_validation_split(folder):
-    study = Study("phantom", "per-class", (3.0,), (0,), ("scorebayes",), reduce_val=True)
+    study = Study("phantom", "per-class", (3.0,), (0,), ("scorebayes",), reduce_val=True, scratch=True)
     point = json.loads(_measure(study, folder).read_text())["points"][0]
     assert point["train_images_per_class"] == [[3, 3]] and point["val_images"] == [6]
     assert point["steps"] == [3] and point["paired"] == {}
@@ -134,13 +139,27 @@ def test_wrong_labels_leave_the_number_of_images(folder):
     assert audit["labels_made_wrong_on_purpose"] == 16
 
 
-def test_steps_shrink_with_the_root_of_the_share_down_to_a_least_number():
-    assert [scaled_steps(3000, share) for share in (1, 0.25, 1e-8)] == [
-        3000,
-        1500,
-        benchmark_data.LEAST_STEPS,
-    ]
-    assert scaled_steps(2, 0.5) == 2
+def test_all_points_of_a_seed_start_from_one_label_free_training_on_the_whole_split(folder):
+    study = Study("phantom", "per-class", (3.0, 5.0), (0,), ("scorebayes",))
+    found = json.loads(_measure(study, folder).read_text())
+    starts = list((folder / "runs" / "curves" / "label-free" / "phantom").glob("seed-*/config.toml"))
+    assert len(starts) == 1 and found["label_free_steps"] == 4
+    assert json.loads((starts[0].parent / "source.json").read_text())["train_counts"] == [21, 21]
+    points = sorted((folder / "runs" / "curves" / study.title).rglob("config.toml"))
+    assert [f'init = "{starts[0].parent.resolve()}"' in path.read_text() for path in points] == [True, True]
+    cost = [point["models"][OURS]["cost"]["multiply_adds"][0] for point in found["points"]]
+    alone = open_run(starts[0].parent)
+    assert cost == [(4 + 2) * score_step_cost(alone)] * 2  # 6 steps in all, the label-free ones included
+
+
+def test_steps_shrink_with_the_root_of_the_share_down_to_a_least_number(monkeypatch):
+    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", Benchmark("phantom", steps=3000))
+    monkeypatch.setattr(benchmark_data, "FREE_STEPS", 1000)
+    scratch, started = (Study("phantom", "per-class", (5.0,), (0,), scratch=flag) for flag in (True, False))
+    assert [scratch.steps(share) for share in (1, 0.25, 1e-8)] == [3000, 1500, 3]
+    assert [started.steps(share) for share in (1, 0.25, 1e-8)] == [2000, 1000, 100]
+    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", Benchmark("phantom", steps=2))
+    assert scratch.steps(0.5) == 2
 
 
 def test_values_are_read_and_shown_as_they_are_written():

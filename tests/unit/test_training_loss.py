@@ -9,18 +9,21 @@ import pytest
 import torch
 from fixtures.tiny_run import train_tiny
 
+from scorebayes import train as training
+from scorebayes.baselines import score_steps
 from scorebayes.config import TrainConfig
+from scorebayes.data.phantom import Phantom
 from scorebayes.errors import ConfigError
 from scorebayes.nets.unet import UNet
 from scorebayes.score import Denoiser, hybrid_loss, training_loss
-from scorebayes.train import _draw_log_snr
+from scorebayes.train import draw_log_snr
 
 RANGE = (-9.0, 12.0)
 
 
 def levels(uniform: float, batch: int = 4000) -> np.ndarray:
     config = dataclasses.replace(TrainConfig(), uniform=uniform, batch=batch)
-    return _draw_log_snr(config, RANGE, torch.Generator().manual_seed(0)).numpy()
+    return draw_log_snr(config, RANGE, config.batch, torch.Generator().manual_seed(0)).numpy()
 
 
 def test_noise_levels_are_normal_but_for_a_share_over_the_whole_range():
@@ -78,6 +81,45 @@ def test_training_starts_from_the_weights_of_another_run(tmp_path):
     second = train_tiny(tmp_path / "second", train=start_at)
     end = second.checkpoints.load(second.checkpoints.best())
     assert max(float((start[k] - end[k]).abs().max()) for k in start) < 1e-4
+
+
+def test_a_label_free_run_is_a_start_and_no_classifier(tmp_path):
+    free = train_tiny(tmp_path / "free", train={"null_label": 1.0})
+    logged = (free.path / "train.jsonl").read_text()
+    assert '"val_loss"' in logged and "val_auc" not in logged
+    with pytest.raises(ConfigError, match="not calibrated"):
+        _ = free.decision
+    best = free.checkpoints.best()
+    assert best["step"] == free.config.train.steps
+    start_at = {"init": str(free.path), "steps": 1, "warmup": 1000}
+    second = train_tiny(tmp_path / "second", data={"per_class": 3}, train=start_at, seed=1)
+    start, end = (run.checkpoints.load(run.checkpoints.best()) for run in (free, second))
+    label = "net.embed_label.weight"
+    assert max(float((start[k] - end[k]).abs().max()) for k in start if k != label) < 1e-4
+    # The labels that it never saw are not taken over, the null label is.
+    moved = (start[label] - end[label]).abs().amax(dim=1)
+    assert (moved > 0.1).tolist() == [True, True, False]
+    assert (second.facts.mean, second.facts.std) == (free.facts.mean, free.facts.std)
+    assert score_steps(second) == score_steps(free) + 1
+
+
+def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypatch):
+    records = Phantom.records
+
+    def half_unlabelled(source):
+        return [
+            dataclasses.replace(r, label=None if i % 4 < 2 else r.label)
+            for i, r in enumerate(records(source))
+        ]
+
+    monkeypatch.setattr(Phantom, "records", half_unlabelled)
+    seen = []
+    monkeypatch.setattr(training, "fit", lambda run, train, val: seen.append(len(train)))
+    train_tiny(tmp_path / "free", train={"null_label": 1.0})
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="no trained weights"):
+            train_tiny(tmp_path / "labelled", resume=resume)
+    assert seen == [56, 28, 28]
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

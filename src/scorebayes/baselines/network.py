@@ -32,13 +32,13 @@ from scorebayes.checkpoint import Checkpoints, write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.progress import progress_bar
-from scorebayes.run import Run
+from scorebayes.run import Run, open_run
 from scorebayes.score import Denoiser
-from scorebayes.train import draw_rows, step_seed
+from scorebayes.train import draw_rows, step_seed, validation_images
 
-LEAST_STEPS = 200
+LEAST_STEPS = 100
 TRIAL_SHARE = 1 / 6  # of the final steps, for each setting that is tried
-VALIDATIONS = 10
+VALIDATIONS, TRIAL_VALIDATIONS = 10, 2
 SMALL, MIDDLE = 32, 96  # largest sides with a stem of stride 1, and of stride 2 without pooling
 
 
@@ -91,7 +91,7 @@ class Network(Kind):
         training = _Training(self._new_net(run), Setting(**chosen["setting"]), run, train, steps)
         checkpoints = Checkpoints(folder / "checkpoints")
         training.restore(checkpoints)
-        for log_loss in training.validations(val, self.title):
+        for log_loss in training.validations(val, self.title, VALIDATIONS):
             training.save(checkpoints, log_loss)
         best = checkpoints.best()
         net = training.averaged
@@ -135,7 +135,9 @@ class Network(Kind):
             training = _Training(self._new_net(run), setting, run, train, steps)
             try:
                 log_loss = min(
-                    training.validations(val, f"{self.title} {len(trials) + 1}/{len(self.settings)}")
+                    training.validations(
+                        val, f"{self.title} {len(trials) + 1}/{len(self.settings)}", TRIAL_VALIDATIONS
+                    )
                 )
             except NumericalError:
                 log_loss = math.inf
@@ -176,7 +178,7 @@ def _multiply_adds(run: Run, forward: Callable[[Tensor], Tensor]) -> int:
 
 
 def equal_cost_steps(budget: int, cost: int, at_most: int) -> int:
-    """Steps of ``cost`` multiply-adds that come to ``budget``: at least 200, and no more than ``at_most`` above that.
+    """Steps of ``cost`` multiply-adds that come to ``budget``: at least 100, and no more than ``at_most`` above that.
 
     The bound is the number of steps of the score: a network of few multiply-adds but little speed (depthwise
     convolutions) would train for hours, and see more batches than the score did.
@@ -185,14 +187,16 @@ def equal_cost_steps(budget: int, cost: int, at_most: int) -> int:
 
 
 def score_steps(run: Run) -> int:
-    """Steps that the run's score was trained for, which a cap on the minutes may have cut."""
+    """Steps that the run's score was trained for, which a cap on the minutes may have cut; those of the run that it
+    started from count, too."""
     states = run.checkpoints.entries("state")
     if not states:
         raise ConfigError(
             f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
             "Run 'scorebayes train' first.",
         )
-    return max(entry["step"] for entry in states)
+    before = score_steps(open_run(run.config.train.init, "cpu")) if run.config.train.init else 0
+    return before + max(entry["step"] for entry in states)
 
 
 class _Training:
@@ -219,9 +223,10 @@ class _Training:
         n = len(self.rows_of_class)
         return np.full(n, -np.log(n)) if self.run.config.train.balance else self.run.facts.log_shares
 
-    def validations(self, val: ImageSet, title: str) -> Iterator[float]:
-        """Train to the end; yields the cross-fitted validation log-loss, in nats, every tenth of the way."""
-        every = math.ceil(self.steps / VALIDATIONS)
+    def validations(self, val: ImageSet, title: str, times: int) -> Iterator[float]:
+        """Train to the end; yields the cross-fitted validation log-loss, in nats, so many times, on as many images as the
+        score is validated on."""
+        every, val = math.ceil(self.steps / times), validation_images(self.run, val)
         start = time.monotonic() - self.seconds
         with progress_bar(title, self.steps, self.step) as advance:
             while self.step < self.steps:

@@ -25,7 +25,6 @@ from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network, densenet121, efficientnet_b0, resnet, vit
 from scorebayes.calibrate import Calibration
 from scorebayes.checkpoint import write_atomically
-from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split
 from scorebayes.run import Run, environment
@@ -55,7 +54,7 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     kind, folder = _known(name), _folder(run, name)
     if (folder / "baseline.json").exists():
         return open_baseline(run, name)
-    train, val = _labelled(load_split(run, "train")), _labelled(load_split(run, "val"))
+    train, val = load_split(run, "train").labelled(), load_split(run, "val").labelled()
     require_classes(train, run.facts.classes, "training")
     require_classes(val, run.facts.classes, "validation")
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +151,3 @@ def _known(name: str) -> Kind:
 
 def _folder(run: Run, name: str) -> Path:
     return run.path / "baselines" / name
-
-
-def _labelled(images: ImageSet) -> ImageSet:
-    return images.subset(np.flatnonzero(images.labels >= 0))

@@ -64,6 +64,10 @@ class ImageSet:
         """Patient ids, one per row; the image's own id where the data set names no patient."""
         return tuple(r.image_id if r.patient_id is None else r.patient_id for r in self.records)
 
+    def labelled(self) -> ImageSet:
+        """The images whose class is known."""
+        return self.subset(np.flatnonzero(self.labels >= 0))
+
     def subset(self, rows: Sequence[int] | NDArray[np.integer]) -> ImageSet:
         """The given rows, in the given order."""
         rows = np.asarray(rows, dtype=np.int64)
