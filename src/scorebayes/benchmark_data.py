@@ -43,8 +43,8 @@ from scorebayes.data.split import largest_per_class, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import Run, environment
 
-CHEAPER = {"train": {"batch": 32, "val_images": 128}}
-"""Than in the benchmarks, for all models alike: a curve is many trainings."""
+CHEAPER, CHEAPER_PRESET = {"train": {"batch": 32, "val_images": 128}}, {"small": "light"}
+"""Than in the benchmarks, and the baselines' budget with it: a curve is many trainings."""
 LEAST_STEPS, LEAST_STEPS_FROM_START = 300, 100  # with labels: from scratch, and from a label-free start
 FREE_STEPS = 600
 """Label-free steps on the whole training split, once for all points of a seed. They are part of our cost at every point."""
@@ -133,7 +133,8 @@ class Study:
         """Source and budget."""
         budget = BENCHMARKS[self.name]
         free_steps = 0 if self.scratch else FREE_STEPS
-        budget = replace(budget, free_steps=free_steps, layer={**budget.layer, **CHEAPER})
+        preset = CHEAPER_PRESET.get(budget.preset, budget.preset)
+        budget = replace(budget, preset=preset, free_steps=free_steps, layer={**budget.layer, **CHEAPER})
         return budget.quick() if self.quick else budget
 
     def steps(self, share: float) -> int:
@@ -270,6 +271,7 @@ def _train_records(world: _World, seed: int, options: Mapping[str, Any]) -> list
 def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
     free = study.benchmark.free_steps
     most = study.benchmark.steps - free
+    begin = f"after {free} label-free ones on the whole training split" if free else "from scratch"
     rule = f"{most} * sqrt(share of the training images used), at least {min(study.least_steps, most)}"
     return {
         "benchmark": study.name,
@@ -283,7 +285,7 @@ def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
         "validation": "reduced like the training split" if study.reduce_val else "whole",
         "prior": "class shares of the whole training split",
         "label_free_steps": free,
-        "steps_rule": rule + (f", after {free} label-free ones on the whole training split" if free else ""),
+        "steps_rule": f"{rule}, {begin}",
         "written": time.strftime("%Y-%m-%d"),
     }
 

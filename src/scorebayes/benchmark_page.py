@@ -62,6 +62,9 @@ Every point is trained anew for every seed, which draws the training subset as w
   the class counts of the training set, scaled down to what it has, and the same share of wrong labels.
 - *Prior*: the class shares of the whole training split, for all models, as if the prevalence were known.
 - *Steps*: fewer with fewer images, by the rule stated with each curve; baseline networks get what costs as much.
+- *Label-free start*: unless it says "from scratch", our model has first seen all images of the training split, without
+  their labels, once for all points of a seed. The baselines cannot make use of such images. See
+  [decision 0009](decisions/0009-a-label-free-start.md).
 
 Differences are our AUC minus the rival's: mean over the seeds, and the 95 % interval of the bootstrap over test patients.
 It does not contain the chance of the training subset, which the standard deviation over the seeds shows."""
