@@ -42,6 +42,10 @@ METRICS = (
     "ece_by_chance",
 )  # fmt: skip
 OURS, BEST = "scorebayes-generative", "scorebayes-best"
+PARTNER = "resnet18"
+WITH = f"scorebayes-with-{PARTNER}"
+"""The mean log-odds of the generative and of a discriminative posterior: not generative any more, and shown beside it. Equal
+shares, nothing is fitted; better than either on validation wherever it was looked at (docs/decisions/0010)."""
 ENSEMBLE = "{}-ensemble"  # of the seeds of a model
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
 N_BOOTSTRAP = 2000
@@ -97,8 +101,8 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one seed answered: [N] labels and patients, posterior [N, Y] of the run (as ``OURS``) and of the baselines;
-    metrics of the run."""
+    """What one seed answered: [N] labels and patients; metrics of the run; posterior [N, Y] of the run (as ``OURS``), of the
+    baselines and, where the partner is among them, of both together (``WITH``)."""
 
     run: Run
     metrics: Mapping[str, Any]
@@ -110,6 +114,11 @@ class Outcome:
     def baselines(self) -> dict[str, Mapping[str, Any]]:
         """Metrics of the baselines by name."""
         return {entry["name"]: entry for entry in self.metrics["baselines"].values()}
+
+    def metrics_of(self, model: str) -> dict[str, Any]:
+        """Metrics of any posterior, by patient."""
+        positive = self.run.facts.info.positive
+        return classification_metrics(self.labels, self.prob[model], positive=positive, groups=self.groups)
 
 
 def run_benchmark(
@@ -152,6 +161,10 @@ def run_benchmark(
     for baseline in compared:
         each = [outcome.baselines[baseline] for outcome in done]
         models[baseline] = {**summarise(each), "cost": baseline_cost(done, baseline)}
+    paired = {OURS: _paired(done, compared), BEST: _paired(best, compared)}
+    if PARTNER in compared:
+        models[WITH] = together(best, done)
+        paired[WITH] = _paired(best, compared, WITH)
     content = {
         "benchmark": name,
         "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
@@ -168,7 +181,7 @@ def run_benchmark(
         "nfe_per_class": metrics["nfe_per_class"],
         "majority_accuracy": metrics["majority_accuracy"],
         "models": models,
-        "paired": {OURS: _paired(done, compared), BEST: _paired(best, compared)},
+        "paired": paired,
         "environment": environment(first.device),
         "written": time.strftime("%Y-%m-%d"),
     }
@@ -242,15 +255,16 @@ def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = No
         frame = read_predictions(peers_of, entry["name"], "test")
         assert frame is not None  # it is where the metrics come from
         prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
+    if PARTNER in prob:
+        prob[WITH] = _mean_posterior([prob[OURS], prob[PARTNER]])
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
     groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
     return Outcome(run, metrics, labels, tuple(groups), prob)
 
 
-def _paired(done: Sequence[Outcome], rivals: Sequence[str]) -> dict[str, Any]:
+def _paired(done: Sequence[Outcome], rivals: Sequence[str], ours: str = OURS) -> dict[str, Any]:
     """Our AUC minus that of every rival; p-values also adjusted for the number of rivals (Holm)."""
-    positive = done[0].run.facts.info.positive
-    found = {rival: seed_mean_difference(done, OURS, rival, positive) for rival in rivals}
+    found = leads(done, rivals, ours)
     adjusted = holm([lead["auc_difference_p"] for lead in found.values()])
     for (rival, lead), p in zip(found.items(), adjusted, strict=True):
         # A seed's own interval is at hand where the run was evaluated beside this baseline.
@@ -258,9 +272,25 @@ def _paired(done: Sequence[Outcome], rivals: Sequence[str]) -> dict[str, Any]:
             ci for o in done if (ci := o.baselines.get(rival, {}).get("auc_difference_ci95")) is not None
         ]
         lead["auc_difference_p_holm"] = float(p)
-        if len(intervals) == len(done):
+        if ours == OURS and len(intervals) == len(done):
             lead["auc_difference_ci95_of_seeds"] = np.mean(intervals, axis=0).tolist()
     return found
+
+
+def leads(done: Sequence[Outcome], rivals: Sequence[str], ours: str = OURS) -> dict[str, dict[str, Any]]:
+    """AUC of one of our models minus that of every rival, see ``seed_mean_difference``."""
+    positive = done[0].run.facts.info.positive
+    return {rival: seed_mean_difference(done, ours, rival, positive) for rival in rivals}
+
+
+def together(done: Sequence[Outcome], beside: Sequence[Outcome]) -> dict[str, Any]:
+    """Results and cost of our model with its discriminative partner: both are trained, both are asked. ``beside``: the
+    outcomes whose runs hold the partner."""
+    ours, partner = own_cost(done), baseline_cost(beside, PARTNER)
+    both = ("training_seconds", "multiply_adds", "ms_per_image")
+    cost = {key: np.add(ours[key], partner[key]).tolist() for key in both}
+    cost["parameters"] = ours["parameters"] + partner["parameters"]
+    return {**summarise([outcome.metrics_of(WITH) for outcome in done]), "cost": cost}
 
 
 def seed_mean_difference(done: Sequence[Outcome], first: str, second: str, positive: int) -> dict[str, Any]:
@@ -364,10 +394,14 @@ def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
     if len(runs) < 2 or any(list(frame["image_id"]) != list(frames[0]["image_id"]) for frame in frames):
         return {}
     prob = np.stack([frame[[f"prob_{name}" for name in info.classes]].to_numpy(float) for frame in frames])
-    log_prob = np.log(np.maximum(prob, 1e-12)).mean(axis=0)
     labels = frames[0]["label"].map({name: y for y, name in enumerate(info.classes)}).to_numpy()
-    metrics = classification_metrics(labels, softmax(log_prob, axis=1), positive=info.positive)
+    metrics = classification_metrics(labels, _mean_posterior(prob), positive=info.positive)
     return summarise([metrics])["test"]
+
+
+def _mean_posterior(prob: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean log-posterior of several models [M, N, Y], renormalised [N, Y]."""
+    return softmax(np.log(np.maximum(prob, 1e-12)).mean(axis=0), axis=1)
 
 
 def _training_seconds(run: Run) -> float:

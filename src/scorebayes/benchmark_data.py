@@ -27,13 +27,16 @@ from scorebayes.baselines import BASELINES
 from scorebayes.benchmark import (
     BENCHMARKS,
     OURS,
+    PARTNER,
+    WITH,
     Benchmark,
     Outcome,
     baseline_cost,
+    leads,
     own_cost,
     pretrain,
-    seed_mean_difference,
     summarise,
+    together,
     train_beside,
 )
 from scorebayes.checkpoint import write_atomically
@@ -279,7 +282,7 @@ def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
         "command": study.command,
         "quick": study.quick,
         "seeds": list(study.seeds),
-        "models": [OURS, *study.baselines],
+        "models": [OURS, *study.baselines, *[WITH] * (PARTNER in study.baselines)],
         "classes": list(info.classes),
         "rare_class": info.classes[info.positive],
         "validation": "reduced like the training split" if study.reduce_val else "whole",
@@ -297,6 +300,10 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
     for name in study.baselines:
         cost = baseline_cost(outcomes, name)
         models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
+    paired = {OURS: leads(outcomes, study.baselines)}
+    if PARTNER in study.baselines:
+        models[WITH] = together(outcomes, outcomes)
+        paired[WITH] = leads(outcomes, [PARTNER], WITH)
     return {
         "value": None if math.isinf(value) else value,
         "shown": shown(value),
@@ -307,9 +314,7 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
         "test_images": [len(outcome.labels) for outcome in outcomes],
         "steps": [run.config.train.steps for run in runs],
         "models": models,
-        "paired": {
-            name: seed_mean_difference(outcomes, OURS, name, world.info.positive) for name in study.baselines
-        },
+        "paired": paired,
     }
 
 
@@ -318,7 +323,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 
 
 def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
-    """The figure of a curve as SVG: AUC with the range over the seeds, and our lead over each rival with its interval."""
+    """The figure of a curve as SVG: AUC with the range over the seeds, and the lead of our generative model over each rival
+    (of the one with a partner over the partner) with its interval."""
     curve, points = CURVES[measured["vary"]], measured["points"]
     n_classes = len(measured["classes"])
     # "All" stands where its number of patients is.
@@ -334,20 +340,21 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
             low, high = zip(*((min(f["values"]), max(f["values"])) for f in found), strict=True)
             left.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             if name != OURS:
-                leads = [point["paired"][name] for point in points]
-                low, high = zip(*(lead["auc_difference_ci95"] for lead in leads), strict=True)
+                ours, rival = (WITH, PARTNER) if name == WITH else (OURS, name)
+                ahead = [point["paired"][ours][rival] for point in points]
+                low, high = zip(*(lead["auc_difference_ci95"] for lead in ahead), strict=True)
                 right.plot(
                     x,
-                    [lead["auc_difference"] for lead in leads],
+                    [lead["auc_difference"] for lead in ahead],
                     marker="o",
                     markersize=4,
                     color=colour,
-                    label=name,
+                    label=f"{ours} minus {rival}",
                 )
                 right.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         n_seeds = len(measured["seeds"])
         left.set_title(f"test AUC, mean and range of {n_seeds} seed{'s' * (n_seeds > 1)}")
-        right.set_title(f"AUC of {OURS} minus rival's, 95 % interval")
+        right.set_title("AUC minus rival's, 95 % interval")
         for axes in (left, right):
             axes.set_xlabel(curve.axis)
             if curve.log_axis:

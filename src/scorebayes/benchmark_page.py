@@ -66,7 +66,7 @@ Every point is trained anew for every seed, which draws the training subset as w
   their labels, once for all points of a seed. The baselines cannot make use of such images. See
   [decision 0009](decisions/0009-a-label-free-start.md).
 
-Differences are our AUC minus the rival's: mean over the seeds, and the 95 % interval of the bootstrap over test patients.
+Differences are AUC minus the rival's: mean over the seeds, and the 95 % interval of the bootstrap over test patients.
 It does not contain the chance of the training subset, which the standard deviation over the seeds shows."""
 
 
@@ -136,16 +136,20 @@ def _curve(path: Path, name: str, vary: str) -> Iterable[str]:
             f"prior: {found['prior']}",
         ],
     )
-    rivals = [model for model in found["models"] if any(model in p["paired"] for p in found["points"])]
+    pairs = list(
+        dict.fromkeys(
+            (ours, rival) for p in found["points"] for ours in p["paired"] for rival in p["paired"][ours]
+        )
+    )
     header = [
         {"imbalance": "1 to", "label-noise": "wrong labels"}.get(vary, "per class"),
         "training images", "steps", *(f"AUC {model}" for model in found["models"]),
     ]  # fmt: skip
-    header += [f"AUC difference to {rival}" for rival in rivals]
+    header += [f"{ours} minus {rival}" for ours, rival in pairs]
     rows = []
     for point in found["points"]:
         cells = [_cell(point["models"][model]["test"].get("auc")) for model in found["models"]]
-        leads = [_lead(point["paired"].get(rival))[0] for rival in rivals]
+        leads = [_lead(point["paired"].get(ours, {}).get(rival))[0] for ours, rival in pairs]
         images, steps = (_range(point[key]) for key in ("train_images", "steps"))
         rows.append([point["shown"], images, steps, *cells, *leads])
     yield _table(header, rows)

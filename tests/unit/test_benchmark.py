@@ -7,20 +7,23 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from fixtures.tiny_run import DATA, LAYER
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from typer.testing import CliRunner
 
 from scorebayes import benchmark, config
-from scorebayes.baselines import BASELINES
+from scorebayes.baselines import BASELINES, read_predictions
 from scorebayes.baselines.network import Network
 from scorebayes.benchmark import (
     BENCHMARKS,
     BEST,
     BEST_LIKELIHOOD,
     OURS,
+    WITH,
     Benchmark,
     Outcome,
     run_benchmark,
@@ -45,6 +48,7 @@ def done(tmp_path_factory):
         patch.setitem(config.PRESETS, "tiny", {**LAYER, "train": {**LAYER["train"], "steps": 8}})
         patch.setitem(BASELINES, "little", Network("little network", little, "0", rates=(1e-3,)))
         patch.setitem(BENCHMARKS, "phantom", Benchmark(DATA, 8, "tiny", ("logistic", "little"), 6))
+        patch.setattr(benchmark, "PARTNER", "little")
         command = ["phantom", "--seeds", "2"]
         for option in ("runs", "out", "figures"):
             command += [f"--{option}", str(folder / option)]
@@ -59,7 +63,7 @@ def done(tmp_path_factory):
 def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     folder, output = done
     found = json.loads((folder / "out" / "phantom.json").read_text())
-    assert list(found["models"]) == [OURS, BEST, "logistic", "little"]
+    assert list(found["models"]) == [OURS, BEST, "logistic", "little", WITH]
     for model in found["models"].values():
         assert len(model["test"]["auc"]["values"]) == 2
         assert model["test"]["log_loss"]["mean"] > 0
@@ -71,6 +75,20 @@ def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     assert found["models"]["logistic"]["cost"]["multiply_adds"] == [None, None]
     assert found["quick"] is False and "--baselines logistic,little" in found["command"]
     assert "little: test AUC" in output
+
+
+def test_together_with_a_network_the_log_odds_are_the_mean_and_the_costs_add_up(done):
+    found = json.loads((done[0] / "out" / "phantom.json").read_text())
+    for seed, auc in enumerate(found["models"][WITH]["test"]["auc"]["values"]):
+        run = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}-best", "cpu")
+        ours = pd.read_csv(run.path / "predictions-test.csv", dtype={"image_id": str}).set_index("image_id")
+        beside = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}", "cpu")
+        theirs = read_predictions(beside, "little", "test").loc[ours.index]
+        column = "prob_malignant"
+        log_odds = logit(ours[column]) + logit(theirs[column])
+        assert auc == pytest.approx(roc_auc_score(ours["label"] == "malignant", log_odds))
+    costs = [found["models"][name]["cost"]["training_seconds"] for name in (BEST, "little", WITH)]
+    assert costs[2] == pytest.approx(np.add(costs[0], costs[1]))
 
 
 def test_a_network_is_tuned_anew_where_the_test_split_is_another(done):

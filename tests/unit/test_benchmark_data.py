@@ -80,7 +80,7 @@ def test_every_point_has_the_metrics_of_every_model_and_our_lead(measured):
         for model in point["models"].values():
             assert set(model["test"]) == set(METRICS)
             assert len(model["test"]["auc"]["values"]) == 2 == len(model["cost"]["training_seconds"])
-        lead = point["paired"]["logistic"]
+        lead = point["paired"][OURS]["logistic"]
         ours, theirs = (point["models"][name]["test"]["auc"]["values"] for name in (OURS, "logistic"))
         np.testing.assert_allclose(lead["auc_difference_values"], np.subtract(ours, theirs))
         low, high = lead["auc_difference_ci95"]
@@ -110,7 +110,7 @@ def test_the_steps_follow_the_images_and_the_prior_does_not(measured, folder):
 
 def test_the_figure_shows_both_panels(measured, folder):
     text = (folder / "figures" / "phantom-imbalance-scratch.svg").read_text()
-    assert "mean and range of 2 seeds" in text and "minus rival" in text and ">logistic<" in text
+    assert "mean and range of 2 seeds" in text and ">logistic<" in text and f">{OURS} minus logistic<" in text
 
 
 def test_all_patients_stand_at_their_number_on_the_axis(measured, tmp_path):
@@ -126,7 +126,7 @@ def test_few_patients_and_a_reduced_validation_split(folder):
     study = Study("phantom", "per-class", (3.0,), (0,), ("scorebayes",), reduce_val=True, scratch=True)
     point = json.loads(_measure(study, folder).read_text())["points"][0]
     assert point["train_images_per_class"] == [[3, 3]] and point["val_images"] == [6]
-    assert point["steps"] == [3] and point["paired"] == {}
+    assert point["steps"] == [3] and point["paired"] == {OURS: {}}
     assert point["models"][OURS]["test"]["auc"]["std"] is None
 
 

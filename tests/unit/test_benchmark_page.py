@@ -35,7 +35,7 @@ def _curve(vary, **changes):
     point = {
         "shown": "30", "train_images": [62, 62], "steps": [300, 310],
         "models": {"scorebayes": {"test": {"auc": SPREAD}}, "resnet18": {"test": {}}},
-        "paired": {"resnet18": LEAD},
+        "paired": {"scorebayes": {"resnet18": LEAD}},
     }  # fmt: skip
     header = {
         "seeds": [0, 1],
@@ -92,7 +92,7 @@ def test_a_curve_has_a_row_for_every_value_and_its_figure(folders):
     (folders / "figures" / "phantom-imbalance.svg").write_text("<svg/>")
     text = _write(folders)
     assert (
-        "| 1 to | training images | steps | AUC scorebayes | AUC resnet18 | AUC difference to resnet18 |"
+        "| 1 to | training images | steps | AUC scorebayes | AUC resnet18 | scorebayes minus resnet18 |"
         in text
     )
     assert "| 30 | 62 | 300 to 310 | 0.900 ± 0.012 [0.850, 0.950] | – | +0.031 [-0.010, +0.070] |" in text
