@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from scorebayes import stages
 from scorebayes.baselines import (
@@ -33,6 +32,7 @@ from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.metrics import classification_metrics, clustered_bootstrap, holm
+from scorebayes.posterior import mean_posterior
 from scorebayes.run import Run, environment, open_run, pick_device
 from scorebayes.scoring import score_split
 from scorebayes.spreadsheet import plain
@@ -256,7 +256,7 @@ def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = No
         assert frame is not None  # it is where the metrics come from
         prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
     if PARTNER in prob:
-        prob[WITH] = _mean_posterior([prob[OURS], prob[PARTNER]])
+        prob[WITH] = mean_posterior([prob[OURS], prob[PARTNER]])
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
     groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
     return Outcome(run, metrics, labels, tuple(groups), prob)
@@ -395,13 +395,8 @@ def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     prob = np.stack([frame[[f"prob_{name}" for name in info.classes]].to_numpy(float) for frame in frames])
     labels = frames[0]["label"].map({name: y for y, name in enumerate(info.classes)}).to_numpy()
-    metrics = classification_metrics(labels, _mean_posterior(prob), positive=info.positive)
+    metrics = classification_metrics(labels, mean_posterior(prob), positive=info.positive)
     return summarise([metrics])["test"]
-
-
-def _mean_posterior(prob: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean log-posterior of several models [M, N, Y], renormalised [N, Y]."""
-    return softmax(np.log(np.maximum(prob, 1e-12)).mean(axis=0), axis=1)
 
 
 def _training_seconds(run: Run) -> float:

@@ -225,6 +225,12 @@ def predict(
             "(0.2,0.3,0.5), train or uniform; by default the run's own. The threshold moves with it."
         ),
     ] = "",
+    partner: Annotated[
+        str,
+        typer.Option(
+            "--with", help="A baseline of the run: give the posterior of both together in columns beside."
+        ),
+    ] = "",
     device: Device = "auto",
 ) -> None:
     """Classify image files. Bad and unlike ones get a reason instead of a posterior; the exit code is then 3.
@@ -236,7 +242,7 @@ def predict(
 
     run = _open(run_dir, device)
     log_prior = read_prior(prior, run) if prior else None
-    frame = predict_files(run, files, force=force, log_prior=log_prior)
+    frame = predict_files(run, files, force=force, log_prior=log_prior, partner=partner)
     csv.parent.mkdir(parents=True, exist_ok=True)
     csv.write_text(csv_text(frame), encoding="utf-8", errors="backslashreplace")
     bad = frame[frame["status"] != "ok"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,15 @@ def bayes(table: LogLikTable, log_prior: NDArray, calibration: Calibration | Non
         calibration = Calibration.none(table)
     log_prob = log_softmax(calibration.logits(table) + log_prior, axis=1)
     return Posterior(log_prob, _log_odds_std_error(table, calibration, log_prob))
+
+
+def mean_posterior(prob: Sequence[NDArray] | NDArray) -> NDArray[np.float64]:
+    """Posteriors of several models under one prior [M, N, Y] -> their mean log-posterior, renormalised [N, Y].
+
+    Of two classes, the mean of the log-odds: what models that saw the same image may claim together without counting
+    evidence twice.
+    """
+    return np.exp(log_softmax(np.log(np.maximum(prob, 1e-12)).mean(axis=0), axis=1))
 
 
 def prior_log_odds(log_prior: NDArray, positive: int) -> float:

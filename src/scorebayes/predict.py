@@ -10,12 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import Tensor
 
+from scorebayes.baselines import open_baseline
+from scorebayes.baselines.base import Baseline
 from scorebayes.config import PriorConfig
 from scorebayes.data import read_image, read_tags
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import predictions
+from scorebayes.posterior import mean_posterior
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
 from scorebayes.table import LogLikTable
@@ -57,13 +61,20 @@ def read_file(run: Run, path: Path) -> tuple[Tensor, str, str]:
 
 
 def predict_files(
-    run: Run, files: Sequence[Path], *, force: bool = False, log_prior: NDArray | None = None
+    run: Run,
+    files: Sequence[Path],
+    *,
+    force: bool = False,
+    log_prior: NDArray | None = None,
+    partner: str = "",
 ) -> pd.DataFrame:
     """One row per file, in the order given: class, posterior, log-odds with standard error, or the reason for none.
 
     Random draws are keyed by the prepared pixels: the same image gets the same answer under any name, and whatever else
     is in ``files``. ``log_prior`` [Y]: the prior where the files come from, if it is not the run's. Posteriors follow it;
-    ``above_threshold`` does not change, since the frozen threshold moves with it. Column ``status``:
+    ``above_threshold`` does not change, since the frozen threshold moves with it. ``partner``: a fitted baseline; columns
+    ``prob_with_<partner>_<class>`` then hold the mean log-posterior of both, which is not purely generative. Column
+    ``status``:
 
     "ok"
         there is a posterior; ``warning`` says what is unusual about the file, if anything.
@@ -73,6 +84,7 @@ def predict_files(
         the estimator failed on this image, or the image is unlike the training data (see ``scorebayes.typicality``); with
         ``force`` the posterior of unlike images is given all the same.
     """
+    beside = open_baseline(run, partner) if partner else None
     tables: list[LogLikTable] = []
     shown: list[Tensor] = []
     reasons: dict[int, str] = {}
@@ -92,12 +104,30 @@ def predict_files(
         table = LogLikTable.concatenate(tables)
         pixels = run.restore(torch.cat(shown))
         found = predictions(run, table, run.decision, log_prior, pixels=pixels).drop(columns="image_id")
+        if beside is not None:
+            found = _together(found, run, beside, torch.cat(shown), log_prior)
         found = _abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))
     for row, reason in reasons.items():
         frame.loc[row, "status"] = f"quarantined: {reason}"
     return frame
+
+
+def _together(
+    frame: pd.DataFrame, run: Run, partner: Baseline, x: Tensor, log_prior: NDArray | None
+) -> pd.DataFrame:
+    """Columns for the mean log-posterior with a baseline; x [N, C, S, S], one for each row."""
+    classes = run.facts.classes
+    with torch.no_grad():
+        logits = partner.logits(x).double().cpu().numpy()
+    if log_prior is not None:
+        logits = logits - run.log_prior + log_prior
+    own = frame[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
+    both = mean_posterior([own, softmax(logits, axis=1)])
+    return frame.assign(
+        **{f"prob_with_{partner.record['name']}_{c}": both[:, y] for y, c in enumerate(classes)}
+    )
 
 
 def _abstain(frame: pd.DataFrame, judge: Typicality | None, force: bool) -> pd.DataFrame:

@@ -8,10 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from fixtures.tiny_run import finish, train_tiny, write_pictures
+from scipy.special import logit, softmax
 from typer.testing import CliRunner
 
 import scorebayes
+from scorebayes.baselines import fit_baseline
 from scorebayes.calibrate import Calibration
 from scorebayes.cli import app
 from scorebayes.config import PriorConfig
@@ -20,7 +23,7 @@ from scorebayes.evaluate import evaluate, predictions
 from scorebayes.inputs import load_split
 from scorebayes.looks import pixels
 from scorebayes.metrics import choose_threshold
-from scorebayes.predict import predict_files, read_prior
+from scorebayes.predict import predict_files, read_file, read_prior
 from scorebayes.run import Decision
 from scorebayes.scoring import read_table
 from scorebayes.table import LogLikTable
@@ -46,6 +49,19 @@ def test_the_log_odds_move_by_the_change_of_the_prior_and_the_calls_stay(run, pi
     np.testing.assert_array_equal(after["decided"], before["decided"])
     np.testing.assert_allclose(after["log_odds_std_error"], before["log_odds_std_error"])
     assert (after["prob_malignant"] < before["prob_malignant"]).all()
+
+
+def test_together_with_a_baseline_the_log_odds_are_the_mean_under_any_prior(run, pictures):
+    partner = fit_baseline(run, "logistic")
+    x = torch.cat([read_file(run, path)[0] for path in pictures])
+    theirs = softmax(partner.logits(x).numpy(force=True), axis=1)[:, 1]
+    for log_prior in (None, np.log([0.99, 0.01])):
+        found = predict_files(run, pictures, force=True, log_prior=log_prior, partner="logistic")
+        moved = 0.0 if log_prior is None else np.subtract(*(log_prior - run.log_prior)[::-1])
+        expected = (found["log_odds"] + logit(theirs) + moved) / 2
+        np.testing.assert_allclose(logit(found["prob_with_logistic_malignant"]), expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="not trained"):
+        predict_files(run, pictures, partner="hog-svm")
 
 
 def test_the_moved_threshold_is_the_one_that_would_have_been_chosen_under_that_prior(run):
