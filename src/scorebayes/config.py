@@ -130,7 +130,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2, "label_in": "decoder"}
     },
-    # Half the cost of "small": as good where images are many or the task is easy.
+    # Half the cost of "small", for many short trainings; behind it where there are steps enough (docs/decisions/0009).
     "light": {
         "net": {"channels": [32, 64, 128], "blocks": 1, "attention": 2, "patch": 2, "label_in": "decoder"}
     },
