@@ -33,7 +33,7 @@ from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.metrics import classification_metrics, clustered_bootstrap, holm
 from scorebayes.posterior import mean_posterior
-from scorebayes.run import Run, environment, open_run, pick_device
+from scorebayes.run import Run, environment, pick_device
 from scorebayes.scoring import score_split
 from scorebayes.spreadsheet import plain
 
@@ -401,6 +401,6 @@ def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _training_seconds(run: Run) -> float:
     """Of the run and of the one it started from."""
-    start = run.config.train.init
-    before = _training_seconds(open_run(start, "cpu")) if start else 0.0
+    start = run.start
+    before = _training_seconds(start) if start else 0.0
     return before + float(run.checkpoints.entries("state")[-1]["seconds"])

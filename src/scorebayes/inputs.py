@@ -82,7 +82,8 @@ def start_run(
     if config.train.init:  # what the weights that training starts from expect
         start = open_run(config.train.init, "cpu").facts
         mean, std = start.mean, start.std
-    counts = np.bincount(by_split["train"].labelled().labels, minlength=len(source.info.classes))
+    labels = by_split["train"].labels
+    counts = np.bincount(labels[labels >= 0], minlength=len(source.info.classes))
     run = Run(path, config, Facts(source.info, mean, std, tuple(int(n) for n in counts)), device)
     _write_split(run, images.records, splits)
     run.write_json("audit.json", audit)

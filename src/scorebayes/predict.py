@@ -14,7 +14,6 @@ from scipy.special import softmax
 from torch import Tensor
 
 from scorebayes.baselines import open_baseline
-from scorebayes.baselines.base import Baseline
 from scorebayes.config import PriorConfig
 from scorebayes.data import read_image, read_tags
 from scorebayes.errors import ConfigError, DataError
@@ -87,6 +86,7 @@ def predict_files(
     beside = open_baseline(run, partner) if partner else None
     tables: list[LogLikTable] = []
     shown: list[Tensor] = []
+    asked: list[NDArray] = []  # the partner's logits
     reasons: dict[int, str] = {}
     warnings = [""] * len(files)
     with progress_bar("predict", len(files)) as advance:
@@ -98,6 +98,9 @@ def predict_files(
             else:
                 tables.append(run.log_lik(x, [key]))
                 shown.append(x)
+                if beside is not None:
+                    with torch.no_grad():
+                        asked.append(beside.logits(x).double().cpu().numpy())
             advance(row + 1, "")
     frame = pd.DataFrame({"file": [str(path) for path in files], "warning": warnings})
     if tables:
@@ -105,7 +108,7 @@ def predict_files(
         pixels = run.restore(torch.cat(shown))
         found = predictions(run, table, run.decision, log_prior, pixels=pixels).drop(columns="image_id")
         if beside is not None:
-            found = _together(found, run, beside, torch.cat(shown), log_prior)
+            found = _together(found, run, partner, np.concatenate(asked), log_prior)
         found = _abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))
@@ -115,19 +118,15 @@ def predict_files(
 
 
 def _together(
-    frame: pd.DataFrame, run: Run, partner: Baseline, x: Tensor, log_prior: NDArray | None
+    frame: pd.DataFrame, run: Run, partner: str, logits: NDArray, log_prior: NDArray | None
 ) -> pd.DataFrame:
-    """Columns for the mean log-posterior with a baseline; x [N, C, S, S], one for each row."""
+    """Columns for the mean log-posterior with a baseline, whose logits [N, Y] contain the run's prior."""
     classes = run.facts.classes
-    with torch.no_grad():
-        logits = partner.logits(x).double().cpu().numpy()
     if log_prior is not None:
         logits = logits - run.log_prior + log_prior
     own = frame[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
     both = mean_posterior([own, softmax(logits, axis=1)])
-    return frame.assign(
-        **{f"prob_with_{partner.record['name']}_{c}": both[:, y] for y, c in enumerate(classes)}
-    )
+    return frame.assign(**{f"prob_with_{partner}_{c}": both[:, y] for y, c in enumerate(classes)})
 
 
 def _abstain(frame: pd.DataFrame, judge: Typicality | None, force: bool) -> pd.DataFrame:

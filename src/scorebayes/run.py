@@ -232,6 +232,12 @@ class Run:
         return ScoreModel(denoiser.eval(), self.config.build("noise"))
 
     @property
+    def start(self) -> Run | None:
+        """The run whose weights training started from, on the CPU; None: from random weights. ConfigError if it is gone."""
+        path = self.config.train.init
+        return open_run(path, "cpu") if path else None
+
+    @property
     def likelihood(self) -> Likelihood:
         return self.config.build("likelihood")
 

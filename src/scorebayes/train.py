@@ -33,7 +33,7 @@ from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, DataError, NumericalError
 from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
-from scorebayes.run import Run, log_lik_table, open_run
+from scorebayes.run import Run, log_lik_table
 from scorebayes.score import Denoiser, ScoreModel, hybrid_loss, training_loss
 
 MAX_ROLLBACKS = 3
@@ -104,9 +104,14 @@ def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
 
 def _validate(run: Run, denoiser: Denoiser, val: ImageSet) -> dict[str, float]:
     """What is logged of the validation images: the classifier's figures, or the denoising loss where no label is used."""
-    if not run.config.train.label_free:
-        val_log_loss, val_auc = validate(run, denoiser, val)
-        return {"val_log_loss": val_log_loss, "val_auc": val_auc}
+    if run.config.train.label_free:
+        return {"val_loss": _denoising_loss(run, denoiser, val)}
+    val_log_loss, val_auc = validate(run, denoiser, val)
+    return {"val_log_loss": val_log_loss, "val_auc": val_auc}
+
+
+def _denoising_loss(run: Run, denoiser: Denoiser, val: ImageSet) -> float:
+    """The mean training loss of validation images under the null label, on the same noise at every step."""
     config, denoiser = run.config.train, denoiser.eval()
     images = val.images[: config.val_images]
     generator = torch.Generator().manual_seed(step_seed(run.config.seed, -1))
@@ -115,7 +120,7 @@ def _validate(run: Run, denoiser: Denoiser, val: ImageSet) -> dict[str, float]:
     x_0, null = run.standardise(images).to(run.device), torch.full((len(images),), len(run.facts.classes))
     eps = torch.randn(x_0.shape, generator=generator).to(run.device)
     with torch.no_grad():
-        return {"val_loss": float(training_loss(denoiser, x_0, null, log_snr, eps, None).mean())}
+        return float(training_loss(denoiser, x_0, null, log_snr, eps, None).mean())
 
 
 def validate(run: Run, denoiser: Denoiser, val: ImageSet, seed: int | None = None) -> tuple[float, float]:
@@ -145,20 +150,19 @@ def _choose_finally(run: Run, state: _State, val: ImageSet) -> None:
     best = run.checkpoints.best()
     if best.get("final"):
         return
-    if best["step"] == state.step:  # one finalist
-        run.checkpoints.save(
-            "step", state.step, state.averaged.state_dict(), val_log_loss=best["val_log_loss"], final=True
-        )
-        return
-    passes = math.ceil(FINAL_IMAGES / min(len(val), run.config.train.val_images))
-    losses = []
-    contender = run.new_denoiser()
-    contender.load_state_dict(run.checkpoints.load(best))
-    for denoiser in (contender, state.averaged):
-        each = [validate(run, denoiser, val, step_seed(run.config.seed, -2 - i))[0] for i in range(passes)]
-        losses.append(float(np.mean(each)))
-    step, chosen = (best["step"], contender) if losses[0] <= losses[1] else (state.step, state.averaged)
-    run.checkpoints.save("step", step, chosen.state_dict(), val_log_loss=min(losses), final=True)
+    step, chosen, loss = state.step, state.averaged, best["val_log_loss"]
+    if best["step"] != state.step:  # two finalists
+        passes = math.ceil(FINAL_IMAGES / min(len(val), run.config.train.val_images))
+        losses = []
+        contender = run.new_denoiser()
+        contender.load_state_dict(run.checkpoints.load(best))
+        for denoiser in (contender, state.averaged):
+            seeds = [step_seed(run.config.seed, -2 - i) for i in range(passes)]
+            losses.append(float(np.mean([validate(run, denoiser, val, seed)[0] for seed in seeds])))
+        loss = min(losses)
+        if losses[0] <= losses[1]:
+            step, chosen = best["step"], contender
+    run.checkpoints.save("step", step, chosen.state_dict(), val_log_loss=loss, final=True)
     run.checkpoints.keep("step", lambda entries: [entry for entry in entries if entry.get("final")])
 
 
@@ -311,8 +315,9 @@ def _new_state(run: Run) -> _State:
     config = run.config.train
     torch.manual_seed(step_seed(run.config.seed, -1))
     denoiser = run.new_denoiser()
-    if config.init:
-        _start_from(denoiser, config.init, run.facts.classes)
+    start = run.start
+    if start:
+        _start_from(denoiser, start, run.facts.classes)
 
     def blend(average: Any, current: Any, n_averaged: Any) -> None:
         # A short memory at first, so that the average does not hang on to the start.
@@ -326,10 +331,9 @@ def _new_state(run: Run) -> _State:
     return _State(denoiser, average, optimizer)
 
 
-def _start_from(denoiser: Denoiser, path: str, classes: tuple[str, ...]) -> None:
+def _start_from(denoiser: Denoiser, other: Run, classes: tuple[str, ...]) -> None:
     """Take the weights of another run, and those of the labels where it learned the same classes. ConfigError where it has
     another network."""
-    other = open_run(path, "cpu")
     taken = other.checkpoints.load(other.checkpoints.best())
     label = "net.embed_label.weight"
     try:
@@ -339,7 +343,7 @@ def _start_from(denoiser: Denoiser, path: str, classes: tuple[str, ...]) -> None
         denoiser.load_state_dict(taken)
     except RuntimeError as error:  # torch's word for names and shapes that differ
         raise ConfigError(
-            f"[train] init = {path!r}: the weights are of another network.",
+            f"[train] init = '{other.path}': the weights are of another network.",
             "Give both runs the same [net] section and image channels.",
         ) from error
 

@@ -32,7 +32,7 @@ from scorebayes.checkpoint import Checkpoints, write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.progress import progress_bar
-from scorebayes.run import Run, open_run
+from scorebayes.run import Run
 from scorebayes.score import Denoiser
 from scorebayes.train import draw_rows, step_seed, validation_images
 
@@ -195,7 +195,8 @@ def score_steps(run: Run) -> int:
             f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
             "Run 'scorebayes train' first.",
         )
-    before = score_steps(open_run(run.config.train.init, "cpu")) if run.config.train.init else 0
+    start = run.start
+    before = score_steps(start) if start else 0
     return before + max(entry["step"] for entry in states)
 
 

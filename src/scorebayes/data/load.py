@@ -65,8 +65,9 @@ class ImageSet:
         return tuple(r.image_id if r.patient_id is None else r.patient_id for r in self.records)
 
     def labelled(self) -> ImageSet:
-        """The images whose class is known."""
-        return self.subset(np.flatnonzero(self.labels >= 0))
+        """The images whose class is known; the same set, without a copy, where all are."""
+        known = self.labels >= 0
+        return self if known.all() else self.subset(np.flatnonzero(known))
 
     def subset(self, rows: Sequence[int] | NDArray[np.integer]) -> ImageSet:
         """The given rows, in the given order."""
