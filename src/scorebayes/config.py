@@ -99,6 +99,14 @@ class TrainConfig:
     validate_every: Annotated[int, Field(ge=0)] = 0
     val_images: Count = 256
 
+    def __post_init__(self) -> None:
+        if self.label_free and self.cross_entropy:
+            raise ConfigError(
+                f"[train] cross_entropy = {self.cross_entropy:g} with null_label = 1: without labels there are no classes "
+                "to compare.",
+                "Leave one of them out.",
+            )
+
     @property
     def label_free(self) -> bool:
         """Whether no label is ever looked at: a start for other runs, and no classifier."""
@@ -258,7 +266,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A section with its defaults filled in and its values checked, as plain TOML values."""
     if section not in _REGISTRIES:
-        return _plain_values(_checked(section, table))
+        checked = _checked(section, table)
+        _PLAIN[section](**checked)  # what fields say together
+        return _plain_values(checked)
     registry, table = _REGISTRIES[section], dict(table)
     kind = table.pop("kind", _DEFAULT_KIND[section])
     return {"kind": kind, **_plain_values(_checked(section, table, _known(section, kind, registry)))}

@@ -103,6 +103,12 @@ def test_a_label_free_run_is_a_start_and_no_classifier(tmp_path):
     assert score_steps(second) == score_steps(free) + 1
 
 
+def test_a_label_free_run_has_no_cross_entropy(tmp_path):
+    with pytest.raises(ConfigError, match=r"cross_entropy .* null_label = 1"):
+        train_tiny(tmp_path / "free", train={"null_label": 1.0, "cross_entropy": 0.3})
+    assert not (tmp_path / "free" / "config.toml").exists()
+
+
 def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypatch):
     records = Phantom.records
 
