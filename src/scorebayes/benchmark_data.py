@@ -47,7 +47,8 @@ from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import Run, environment
 
 CHEAPER, CHEAPER_PRESET = {"train": {"batch": 32, "val_images": 128}}, {"small": "light"}
-"""Than in the benchmarks, and the baselines' budget with it: a curve is many trainings."""
+MOST_STEPS = 1000
+"""Cheaper than in the benchmarks, and the baselines' budget with it: a curve is many trainings."""
 LEAST_STEPS, LEAST_STEPS_FROM_START = 300, 100  # with labels: from scratch, and from a label-free start
 FREE_STEPS = 600
 """Label-free steps on the whole training split, once for all points of a seed. They are part of our cost at every point."""
@@ -137,7 +138,13 @@ class Study:
         budget = BENCHMARKS[self.name]
         free_steps = 0 if self.scratch else FREE_STEPS
         preset = CHEAPER_PRESET.get(budget.preset, budget.preset)
-        budget = replace(budget, preset=preset, free_steps=free_steps, layer={**budget.layer, **CHEAPER})
+        budget = replace(
+            budget,
+            steps=min(budget.steps, MOST_STEPS),
+            preset=preset,
+            free_steps=free_steps,
+            layer={**budget.layer, **CHEAPER},
+        )
         return budget.quick() if self.quick else budget
 
     def steps(self, share: float) -> int:

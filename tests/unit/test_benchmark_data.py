@@ -153,7 +153,8 @@ def test_all_points_of_a_seed_start_from_one_label_free_training_on_the_whole_sp
 
 
 def test_steps_shrink_with_the_root_of_the_share_down_to_a_least_number(monkeypatch):
-    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", Benchmark("phantom", steps=3000))
+    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", Benchmark("phantom", steps=8000))
+    monkeypatch.setattr(benchmark_data, "MOST_STEPS", 3000)
     monkeypatch.setattr(benchmark_data, "FREE_STEPS", 1000)
     scratch, started = (Study("phantom", "per-class", (5.0,), (0,), scratch=flag) for flag in (True, False))
     assert [scratch.steps(share) for share in (1, 0.25, 1e-8)] == [3000, 1500, 3]
