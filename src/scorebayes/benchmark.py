@@ -28,6 +28,7 @@ from scorebayes.baselines import (
     score_step_cost,
     score_steps,
 )
+from scorebayes.baselines.network import Network
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
@@ -101,12 +102,13 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one seed answered: [N] labels and patients; metrics of the run; posterior [N, Y] of the run (as ``OURS``), of the
-    baselines and, where the partner is among them, of both together (``WITH``)."""
+    """What one seed answered: [N] labels, image ids and patients; metrics of the run; posterior [N, Y] of the run (as
+    ``OURS``), of the baselines and, where the partner is among them, of both together (``WITH``)."""
 
     run: Run
     metrics: Mapping[str, Any]
     labels: NDArray[np.int64]
+    images: tuple[str, ...]
     groups: tuple[str, ...]
     prob: Mapping[str, NDArray[np.float64]]
 
@@ -153,17 +155,18 @@ def run_benchmark(
     compared = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
     models: dict[str, Any] = {}
     for model, outcomes in ((OURS, done), (BEST, best)):
-        cost = own_cost(outcomes)
-        models[model] = {**summarise([outcome.metrics for outcome in outcomes]), "cost": cost}
-        ensemble = _ensemble([outcome.run for outcome in outcomes])
-        if ensemble:
-            models[ENSEMBLE.format(model)] = {"test": ensemble, "cost": _of_all(cost)}
+        each = [outcome.metrics for outcome in outcomes]
+        models[model] = {**summarise(each), "cost": own_cost(outcomes)}
+        models |= _ensemble_entry(model, models[model], outcomes, OURS)
     for baseline in compared:
         each = [outcome.baselines[baseline] for outcome in done]
         models[baseline] = {**summarise(each), "cost": baseline_cost(done, baseline)}
+        if isinstance(BASELINES[baseline], Network):  # the others hardly depend on the seed
+            models |= _ensemble_entry(baseline, models[baseline], done, baseline)
     paired = {OURS: _paired(done, compared), BEST: _paired(best, compared)}
     if PARTNER in compared:
         models[WITH] = together(best, done)
+        models |= _ensemble_entry(WITH, models[WITH], best, WITH)
         paired[WITH] = _paired(best, compared, WITH)
     content = {
         "benchmark": name,
@@ -259,7 +262,7 @@ def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = No
         prob[WITH] = mean_posterior([prob[OURS], prob[PARTNER]])
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
     groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
-    return Outcome(run, metrics, labels, tuple(groups), prob)
+    return Outcome(run, metrics, labels, tuple(own["image_id"]), tuple(groups), prob)
 
 
 def _paired(done: Sequence[Outcome], rivals: Sequence[str], ours: str = OURS) -> dict[str, Any]:
@@ -387,16 +390,17 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
 
 
-def _ensemble(runs: Sequence[Run]) -> dict[str, Any]:
-    """Metrics of the seeds' mean log-posterior, renormalised; none where the seeds drew splits of their own."""
-    info = runs[0].facts.info
-    frames = [pd.read_csv(run.path / "predictions-test.csv", keep_default_na=False) for run in runs]
-    if len(runs) < 2 or any(list(frame["image_id"]) != list(frames[0]["image_id"]) for frame in frames):
+def _ensemble_entry(
+    model: str, entry: Mapping[str, Any], outcomes: Sequence[Outcome], held_as: str
+) -> dict[str, Any]:
+    """Results and cost of the seeds' mean log-posterior as an entry beside that of the model; none of a single seed, or
+    where the seeds drew splits of their own. ``held_as``: the model's name in the outcomes."""
+    first = outcomes[0]
+    if len(outcomes) < 2 or any(outcome.images != first.images for outcome in outcomes):
         return {}
-    prob = np.stack([frame[[f"prob_{name}" for name in info.classes]].to_numpy(float) for frame in frames])
-    labels = frames[0]["label"].map({name: y for y, name in enumerate(info.classes)}).to_numpy()
-    metrics = classification_metrics(labels, mean_posterior(prob), positive=info.positive)
-    return summarise([metrics])["test"]
+    mean = mean_posterior([outcome.prob[held_as] for outcome in outcomes])
+    metrics = replace(first, prob={held_as: mean}).metrics_of(held_as)
+    return {ENSEMBLE.format(model): {**summarise([metrics]), "cost": _of_all(entry["cost"])}}
 
 
 def _training_seconds(run: Run) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -134,7 +135,8 @@ def test_models_of_unknown_cost_are_not_drawn(done, tmp_path):
 
 def outcome(run, labels, **scores) -> Outcome:
     prob = {name: np.stack([1 - s, s], axis=1) for name, s in scores.items()}
-    return Outcome(run, {}, labels, tuple(str(i) for i in range(len(labels))), prob)
+    images = tuple(str(i) for i in range(len(labels)))
+    return Outcome(run, {}, labels, images, images, prob)
 
 
 def test_the_difference_of_two_models_has_the_sign_and_size_of_their_aucs():
@@ -195,3 +197,20 @@ def test_the_mean_of_all_seeds_costs_all_of_them():
     assert benchmark._of_all(one) == {
         "training_seconds": [3.0], "multiply_adds": [7], "ms_per_image": [11.0], "parameters": 14,
     }  # fmt: skip
+
+
+def test_an_ensemble_is_the_mean_log_odds_of_seeds_that_share_their_test_images():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    scores = [1 / (1 + np.exp(-rng.normal(labels))) for _ in range(3)]
+    run = SimpleNamespace(facts=SimpleNamespace(info=SimpleNamespace(positive=1)))
+    outcomes = [outcome(run, labels, a=score) for score in scores]
+    cost = {"training_seconds": [1.0, 2.0, 3.0], "parameters": 7}
+    found = benchmark._ensemble_entry("shown", {"cost": cost}, outcomes, "a")
+    assert list(found) == ["shown-ensemble"]
+    expected = roc_auc_score(labels, np.mean([logit(score) for score in scores], axis=0))
+    assert found["shown-ensemble"]["test"]["auc"]["values"] == pytest.approx([expected])
+    assert found["shown-ensemble"]["cost"] == {"training_seconds": [6.0], "parameters": 21}
+    assert not benchmark._ensemble_entry("shown", {"cost": cost}, outcomes[:1], "a")
+    elsewhere = replace(outcomes[1], images=tuple(f"x{i}" for i in range(60)))
+    assert not benchmark._ensemble_entry("shown", {"cost": cost}, [outcomes[0], elsewhere], "a")
