@@ -39,6 +39,7 @@ from scorebayes.benchmark import (
     together,
     train_beside,
 )
+from scorebayes.benchmark_figures import COLOURS
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
@@ -325,10 +326,6 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
     }
 
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#000000")
-
-
 def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
     """The figure of a curve as SVG: AUC with the range over the seeds, and the lead of our generative model over each rival
     (of the one with a partner over the partner) with its interval."""
@@ -341,7 +338,7 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(9.5, 4.0), layout="constrained")
         left, right = figure.subplots(1, 2)
         right.axhline(0, color="#66707a", linewidth=1)
-        for name, colour in zip(measured["models"], _COLOURS, strict=False):
+        for name, colour in zip(measured["models"], COLOURS, strict=False):
             found = [point["models"][name]["test"]["auc"] for point in points]
             left.plot(x, [f["mean"] for f in found], marker="o", markersize=4, color=colour, label=name)
             low, high = zip(*((min(f["values"]), max(f["values"])) for f in found), strict=True)
