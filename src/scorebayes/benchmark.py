@@ -95,7 +95,7 @@ FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}
 BENCHMARKS = {
     "breastmnist": Benchmark("medmnist:{root}/medmnist/breastmnist.npz"),
     "pneumoniamnist": Benchmark("medmnist:{root}/medmnist/pneumoniamnist.npz", steps=2000),
-    "ddsm64": Benchmark("ddsm64:{root}/ddsm64", preset="light", layer={"net": {"patch": 4}}),
+    "ddsm64": Benchmark("ddsm64:{root}/ddsm64", steps=3000, preset="light", layer={"net": {"patch": 4}}),
     "phantom": Benchmark("phantom", steps=1500, preset="tiny"),
 }
 
