@@ -29,6 +29,7 @@ from scorebayes.baselines import (
     score_steps,
 )
 from scorebayes.baselines.network import Network
+from scorebayes.benchmark_figures import ENSEMBLE
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
@@ -47,7 +48,6 @@ PARTNER = "resnet18"
 WITH = f"scorebayes-with-{PARTNER}"
 """The mean log-odds of the generative and of a discriminative posterior: not generative any more, and shown beside it. Equal
 shares, nothing is fitted; better than either on validation wherever it was looked at (docs/decisions/0010)."""
-ENSEMBLE = "{}-ensemble"  # of the seeds of a model
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
 N_BOOTSTRAP = 2000
 
