@@ -113,7 +113,8 @@ def _validate(run: Run, denoiser: Denoiser, val: ImageSet) -> dict[str, float]:
 def _denoising_loss(run: Run, denoiser: Denoiser, val: ImageSet) -> float:
     """The mean training loss of validation images under the null label, on the same noise at every step."""
     config, denoiser = run.config.train, denoiser.eval()
-    images = val.images[: config.val_images]
+    rows = np.random.default_rng(run.config.seed).permutation(len(val))[: config.val_images]
+    images = val.images[np.sort(rows)]
     generator = torch.Generator().manual_seed(step_seed(run.config.seed, -1))
     level_range = run.config.build("noise").log_snr_range
     log_snr = draw_log_snr(config, level_range, len(images), generator)
@@ -167,11 +168,15 @@ def _choose_finally(run: Run, state: _State, val: ImageSet) -> None:
 
 
 def validation_images(run: Run, val: ImageSet) -> ImageSet:
-    """What is looked at during training: ``val_images`` of them, every class by its share, at least 2."""
-    rows = []
+    """What is looked at during training: ``val_images`` of them, every class by its share, at least 2.
+
+    They are drawn at random, the same for all models of a seed: the first ones would be those of one site.
+    """
+    rng, rows = np.random.default_rng(run.config.seed), []
     for y in range(len(run.facts.classes)):
         of_class = np.flatnonzero(val.labels == y)
-        rows.append(of_class[: max(2, round(run.config.train.val_images * len(of_class) / len(val)))])
+        n = max(2, round(run.config.train.val_images * len(of_class) / len(val)))
+        rows.append(np.sort(rng.permutation(of_class)[:n]))
     return val.subset(np.concatenate(rows))
 
 
