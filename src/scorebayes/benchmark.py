@@ -43,11 +43,11 @@ METRICS = (
     "auc", "accuracy", "balanced_accuracy", "sensitivity_at_90_specificity", "log_loss", "brier", "ece",
     "ece_by_chance",
 )  # fmt: skip
-OURS, BEST = "scorebayes-generative", "scorebayes-best"
+OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
 PARTNER = "resnet18"
-WITH = f"scorebayes-with-{PARTNER}"
-"""The mean log-odds of the generative and of a discriminative posterior: not generative any more, and shown beside it. Equal
-shares, nothing is fitted; better than either on validation wherever it was looked at (docs/decisions/0010)."""
+BEST = "scorebayes-best"
+"""The mean log-odds of the generative and of a discriminative posterior (``PARTNER``): not generative any more, and shown
+beside it. Equal shares, nothing is fitted; the best variant on validation (docs/decisions/0010)."""
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
 N_BOOTSTRAP = 2000
 
@@ -85,9 +85,9 @@ class Benchmark:
         return [self.layer, {"seed": seed, "train": {"steps": steps, **begin}}]
 
 
-BEST_LIKELIHOOD = {"repeats": 8}
-"""[likelihood] of the variant that spends more on an image: the same weights, four times the evaluations, generative
-as well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
+MORE_LIKELIHOOD = {"repeats": 8}
+"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, four times the evaluations,
+generative as well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
 
 FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}
 """[train] where the weights are good already and the labels are to be learned (docs/decisions/0009)."""
@@ -103,7 +103,7 @@ BENCHMARKS = {
 @dataclass(frozen=True)
 class Outcome:
     """What one seed answered: [N] labels, image ids and patients; metrics of the run; posterior [N, Y] of the run (as
-    ``OURS``), of the baselines and, where the partner is among them, of both together (``WITH``)."""
+    ``OURS``), of the baselines and, where the partner is among them, of both together (``BEST``)."""
 
     run: Run
     metrics: Mapping[str, Any]
@@ -150,11 +150,11 @@ def run_benchmark(
     for seed in seeds:
         tuned = pairs[0][0].run if pairs else None
         pairs.append(_one_seed(benchmark, source, runs / stem / f"seed-{seed}", seed, tuned))
-    done, best = [default for default, _ in pairs], [more for _, more in pairs]
+    done, more = [default for default, _ in pairs], [with_more for _, with_more in pairs]
     first, metrics = done[0].run, done[0].metrics
     compared = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
     models: dict[str, Any] = {}
-    for model, outcomes in ((OURS, done), (BEST, best)):
+    for model, outcomes in ((OURS, done), (MORE, more)):
         each = [outcome.metrics for outcome in outcomes]
         models[model] = {**summarise(each), "cost": own_cost(outcomes)}
         models |= _ensemble_entry(model, models[model], outcomes, OURS)
@@ -163,11 +163,11 @@ def run_benchmark(
         models[baseline] = {**summarise(each), "cost": baseline_cost(done, baseline)}
         if isinstance(BASELINES[baseline], Network):  # the others hardly depend on the seed
             models |= _ensemble_entry(baseline, models[baseline], done, baseline)
-    paired = {OURS: _paired(done, compared), BEST: _paired(best, compared)}
+    paired = {OURS: _paired(done, compared), MORE: _paired(more, compared)}
     if PARTNER in compared:
-        models[WITH] = together(best, done)
-        models |= _ensemble_entry(WITH, models[WITH], best, WITH)
-        paired[WITH] = _paired(best, compared, WITH)
+        models[BEST] = together(more, done)
+        models |= _ensemble_entry(BEST, models[BEST], more, BEST)
+        paired[BEST] = _paired(more, compared, BEST)
     content = {
         "benchmark": name,
         "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
@@ -178,7 +178,8 @@ def run_benchmark(
         "steps": benchmark.steps,
         "label_free_steps": benchmark.free_steps,
         "preset": benchmark.preset,
-        "best": {"likelihood": BEST_LIKELIHOOD},
+        "more": {"likelihood": MORE_LIKELIHOOD},
+        "best": f"mean log-odds of {MORE} and {PARTNER}" if PARTNER in compared else None,
         "test_images": metrics["n"],
         "estimator": first.config.sections["likelihood"],
         "nfe_per_class": metrics["nfe_per_class"],
@@ -210,14 +211,14 @@ def _one_seed(
     start = pretrain(benchmark, source, path.with_name(f"{path.name}-label-free"), seed)
     layers = benchmark.layers(seed, benchmark.steps - benchmark.free_steps, start)
     default = train_beside(benchmark, source, path, layers, tuned)
-    more_path = path.with_name(f"{path.name}-best")
+    more_path = path.with_name(f"{path.name}-more")
     if not more_path.exists():
         partial = path.with_name(f"{path.name}-partial")
         shutil.copytree(
             path, partial, ignore=shutil.ignore_patterns("baselines", "*-val*", "*-test*"), dirs_exist_ok=True
         )
         partial.rename(more_path)
-    more_layers = [*layers, {"likelihood": BEST_LIKELIHOOD}]
+    more_layers = [*layers, {"likelihood": MORE_LIKELIHOOD}]
     more = stages.train(more_path, source, more_layers, benchmark.preset, pick_device(), resume=True)
     score_split(more, "test")
     return default, outcome_of(more, evaluate(more, "test"), beside=default)
@@ -259,7 +260,7 @@ def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = No
         assert frame is not None  # it is where the metrics come from
         prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
     if PARTNER in prob:
-        prob[WITH] = mean_posterior([prob[OURS], prob[PARTNER]])
+        prob[BEST] = mean_posterior([prob[OURS], prob[PARTNER]])
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
     groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
     return Outcome(run, metrics, labels, tuple(own["image_id"]), tuple(groups), prob)
@@ -293,7 +294,7 @@ def together(done: Sequence[Outcome], beside: Sequence[Outcome]) -> dict[str, An
     both = ("training_seconds", "multiply_adds", "ms_per_image")
     cost = {key: np.add(ours[key], partner[key]).tolist() for key in both}
     cost["parameters"] = ours["parameters"] + partner["parameters"]
-    return {**summarise([outcome.metrics_of(WITH) for outcome in done]), "cost": cost}
+    return {**summarise([outcome.metrics_of(BEST) for outcome in done]), "cost": cost}
 
 
 def seed_mean_difference(done: Sequence[Outcome], first: str, second: str, positive: int) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from scorebayes.baselines import BASELINES
 from scorebayes.benchmark import (
     BENCHMARKS,
+    BEST,
     OURS,
     PARTNER,
-    WITH,
     Benchmark,
     Outcome,
     baseline_cost,
@@ -290,7 +290,7 @@ def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
         "command": study.command,
         "quick": study.quick,
         "seeds": list(study.seeds),
-        "models": [OURS, *study.baselines, *[WITH] * (PARTNER in study.baselines)],
+        "models": [OURS, *study.baselines, *[BEST] * (PARTNER in study.baselines)],
         "classes": list(info.classes),
         "rare_class": info.classes[info.positive],
         "validation": "reduced like the training split" if study.reduce_val else "whole",
@@ -310,8 +310,8 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
         models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
     paired = {OURS: leads(outcomes, study.baselines)}
     if PARTNER in study.baselines:
-        models[WITH] = together(outcomes, outcomes)
-        paired[WITH] = leads(outcomes, [PARTNER], WITH)
+        models[BEST] = together(outcomes, outcomes)
+        paired[BEST] = leads(outcomes, [PARTNER], BEST)
     return {
         "value": None if math.isinf(value) else value,
         "shown": shown(value),
@@ -344,7 +344,7 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
             low, high = zip(*((min(f["values"]), max(f["values"])) for f in found), strict=True)
             left.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             if name != OURS:
-                ours, rival = (WITH, PARTNER) if name == WITH else (OURS, name)
+                ours, rival = (BEST, PARTNER) if name == BEST else (OURS, name)
                 ahead = [point["paired"][ours][rival] for point in points]
                 low, high = zip(*(lead["auc_difference_ci95"] for lead in ahead), strict=True)
                 right.plot(

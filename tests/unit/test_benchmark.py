@@ -22,9 +22,9 @@ from scorebayes.baselines.network import Network
 from scorebayes.benchmark import (
     BENCHMARKS,
     BEST,
-    BEST_LIKELIHOOD,
+    MORE,
+    MORE_LIKELIHOOD,
     OURS,
-    WITH,
     Benchmark,
     Outcome,
     run_benchmark,
@@ -64,7 +64,7 @@ def done(tmp_path_factory):
 def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     folder, output = done
     found = json.loads((folder / "out" / "phantom.json").read_text())
-    assert list(found["models"]) == [OURS, BEST, "logistic", "little", WITH]
+    assert list(found["models"]) == [OURS, MORE, "logistic", "little", BEST]
     for model in found["models"].values():
         assert len(model["test"]["auc"]["values"]) == 2
         assert model["test"]["log_loss"]["mean"] > 0
@@ -80,15 +80,15 @@ def test_every_model_has_metrics_and_costs_over_the_seeds(done):
 
 def test_together_with_a_network_the_log_odds_are_the_mean_and_the_costs_add_up(done):
     found = json.loads((done[0] / "out" / "phantom.json").read_text())
-    for seed, auc in enumerate(found["models"][WITH]["test"]["auc"]["values"]):
-        run = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}-best", "cpu")
+    for seed, auc in enumerate(found["models"][BEST]["test"]["auc"]["values"]):
+        run = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}-more", "cpu")
         ours = pd.read_csv(run.path / "predictions-test.csv", dtype={"image_id": str}).set_index("image_id")
         beside = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}", "cpu")
         theirs = read_predictions(beside, "little", "test").loc[ours.index]
         column = "prob_malignant"
         log_odds = logit(ours[column]) + logit(theirs[column])
         assert auc == pytest.approx(roc_auc_score(ours["label"] == "malignant", log_odds))
-    costs = [found["models"][name]["cost"]["training_seconds"] for name in (BEST, "little", WITH)]
+    costs = [found["models"][name]["cost"]["training_seconds"] for name in (MORE, "little", BEST)]
     assert costs[2] == pytest.approx(np.add(costs[0], costs[1]))
 
 
@@ -100,11 +100,11 @@ def test_a_network_is_tuned_anew_where_the_test_split_is_another(done):
     assert tried[0]["settings_tried"] != tried[1]["settings_tried"]
 
 
-def test_the_best_variant_has_the_same_weights_and_more_evaluations(done):
-    default, more = (open_run(done[0] / "runs" / "phantom" / f"seed-0{end}", "cpu") for end in ("", "-best"))
+def test_the_variant_of_more_evaluations_has_the_same_weights(done):
+    default, more = (open_run(done[0] / "runs" / "phantom" / f"seed-0{end}", "cpu") for end in ("", "-more"))
     assert more.checkpoints.best()["sha256"] == default.checkpoints.best()["sha256"]
     draws = [len(read_table(run, "test").level) for run in (default, more)]
-    assert draws[1] == draws[0] // LAYER["likelihood"]["repeats"] * BEST_LIKELIHOOD["repeats"]
+    assert draws[1] == draws[0] // LAYER["likelihood"]["repeats"] * MORE_LIKELIHOOD["repeats"]
     assert not np.array_equal(default.calibration.weights, more.calibration.weights)
 
 
