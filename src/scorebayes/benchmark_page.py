@@ -20,6 +20,22 @@ BENCHMARKS = {
     "ddsm64": "DDSM, 64 x 64",
     "phantom": "Synthetic mammograms",
 }
+TITLES = {
+    "scorebayes-generative": "ScoreBayes",
+    "scorebayes-generative-64": "ScoreBayes, 64 evaluations",
+    "scorebayes-generative-64-ensemble": "ScoreBayes, 64 evaluations, mean of the seeds",
+    "scorebayes-best": "ScoreBayes and ResNet-18 together",
+    "scorebayes-best-ensemble": "ScoreBayes and ResNet-18 together, mean of the seeds",
+    "resnet18": "ResNet-18",
+    "resnet18-ensemble": "ResNet-18, mean of the seeds",
+    "resnet50": "ResNet-50",
+    "densenet121": "DenseNet-121",
+    "efficientnet-b0": "EfficientNet-B0",
+    "vit": "ViT",
+    "hog-svm": "HOG + SVM",
+    "logistic": "logistic regression on pixels",
+}
+PARTNER = "resnet18"  # whose lead or lag is shown at a glance
 METRICS = {
     "auc": "AUC",
     "accuracy": "accuracy",
@@ -76,7 +92,7 @@ It does not contain the chance of the training subset, which the standard deviat
 
 def write_page(results: Path, figures: Path, out: Path) -> Path:
     """Write the Markdown page; figures are linked relative to it. DataError where a file cannot be read."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, *_glance(results)]
     for name, title in BENCHMARKS.items():
         parts += [f"## {title}", *_benchmark(results / f"{name}.json", name)]
         drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
@@ -90,6 +106,52 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "\n\n".join(parts) + "\n")
     return out
+
+
+def _glance(results: Path) -> Iterable[str]:
+    """What README quotes: AUC and accuracy of all models, and the leads over the ResNet-18 on the curves."""
+    paths = {name: results / f"{name}.json" for name in BENCHMARKS}
+    found = {name: _read(path) for name, path in paths.items() if path.exists()}
+    if found:
+        yield "## At a glance"
+        yield "Test AUC ± standard deviation over the seeds, and accuracy after the stroke:"
+        tests = {name: {m: model["test"] for m, model in f["models"].items()} for name, f in found.items()}
+        titles = {m: title for m, title in TITLES.items() if any(m in test for test in tests.values())}
+        yield _table(
+            ["model", *(BENCHMARKS[name] for name in found)],
+            [
+                [title, *(_auc_and_accuracy(test.get(m, {})) for test in tests.values())]
+                for m, title in titles.items()
+            ],
+        )
+    leads: dict[str, dict[str, str]] = {}
+    for name, vary, path in _curves(results):
+        usual = path.exists() and path.stem == f"{name}-{vary}"
+        for point in _read(path)["points"] if usual else ():
+            for ours, rivals in point["paired"].items():
+                column = f"{BENCHMARKS.get(name, name)}: {TITLES.get(ours, ours)}"
+                leads.setdefault(_subset(vary, point), {})[column] = _lead(rivals.get(PARTNER))[0]
+    if leads:
+        columns = list(dict.fromkeys(column for row in leads.values() for column in row))
+        yield "Test AUC minus that of the ResNet-18, with 95 % interval, where training images are few, rare or mislabelled:"
+        yield _table(
+            ["training images", *columns],
+            [[row, *(cells.get(column, ABSENT) for column in columns)] for row, cells in leads.items()],
+        )
+
+
+def _subset(vary: str, point: Mapping[str, Any]) -> str:
+    """The training images of a point in a word or two."""
+    if vary == "label-noise":
+        return f"{100 * point['value']:.0f} % of the labels wrong"
+    if vary == "imbalance":
+        return f"1:{point['shown']}"
+    return point["shown"] if point["value"] is None else f"{point['shown']} per class"
+
+
+def _auc_and_accuracy(test: Mapping[str, Any]) -> str:
+    auc, accuracy = (dict(test.get(metric) or {}, ci95=None) for metric in ("auc", "accuracy"))
+    return f"{_cell(auc)} / {_cell({**accuracy, 'std': None})}" if test else ABSENT
 
 
 def _benchmark(path: Path, name: str) -> Iterable[str]:

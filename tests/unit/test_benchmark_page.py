@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -33,7 +36,7 @@ def _store(folders, stem, **content):
 
 def _curve(vary, **changes):
     point = {
-        "shown": "30", "train_images": [62, 62], "steps": [300, 310],
+        "value": 30, "shown": "30", "train_images": [62, 62], "steps": [300, 310],
         "models": {"scorebayes": {"test": {"auc": SPREAD}}, "resnet18": {"test": {}}},
         "paired": {"scorebayes": {"resnet18": LEAD}},
     }  # fmt: skip
@@ -126,3 +129,37 @@ def test_the_command_writes_the_page(folders):
     ]
     result = CliRunner().invoke(app, ["page", *options])
     assert result.exit_code == 0 and str(out) in result.output and out.read_text().startswith("# Benchmarks")
+
+
+def test_the_glance_puts_data_sets_side_by_side(folders):
+    test = {"test": {"auc": SPREAD, "accuracy": {"mean": 0.8, "std": None}}}
+    _store(folders, "breastmnist", models={"scorebayes-generative": test, "vit": test})
+    _store(folders, "phantom", models={"scorebayes-generative": test})
+    lead = {"scorebayes-generative": {"resnet18": LEAD}}
+    for stem, value, shown in (
+        ("breastmnist-per-class", None, "all"),
+        ("breastmnist-label-noise", 0.2, "0.2"),
+    ):
+        vary = stem.removeprefix("breastmnist-")
+        point = {**_curve(vary)["points"][0], "value": value, "shown": shown, "paired": lead}
+        _store(folders, stem, **_curve(vary, points=[point]))
+    text = _write(folders).partition("## BreastMNIST")[0]
+    assert "| model | BreastMNIST | Synthetic mammograms |" in text
+    assert "| ScoreBayes | 0.900 ± 0.012 / 0.800 | 0.900 ± 0.012 / 0.800 |" in text
+    assert "| ViT | 0.900 ± 0.012 / 0.800 | – |" in text
+    assert "| all | +0.031 [-0.010, +0.070] |" in text
+    assert "| 20 % of the labels wrong | +0.031 [-0.010, +0.070] |" in text
+
+
+def test_the_committed_page_is_up_to_date_and_readme_quotes_its_glance(tmp_path):
+    project = Path(__file__).parents[2]
+    shutil.copytree(project / "benchmarks", tmp_path / "benchmarks")
+    folders = [tmp_path / "benchmarks" / name for name in ("results", "figures")]
+    page = write_page(*folders, tmp_path / "docs" / "benchmarks.md").read_text()
+    assert page == (project / "docs" / "benchmarks.md").read_text(), "run 'scorebayes benchmark page'"
+    glance = page.partition("## At a glance")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\n)+", glance, re.MULTILINE)
+    assert len(tables) == 2
+    readme = (project / "README.md").read_text()
+    for table in tables:
+        assert table in readme
