@@ -29,7 +29,7 @@ from scorebayes.baselines import (
     score_steps,
 )
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark_figures import ENSEMBLE
+from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
@@ -43,11 +43,6 @@ METRICS = (
     "auc", "accuracy", "balanced_accuracy", "sensitivity_at_90_specificity", "log_loss", "brier", "ece",
     "ece_by_chance",
 )  # fmt: skip
-OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
-PARTNER = "resnet18"
-BEST = "scorebayes-best"
-"""The mean log-odds of the generative and of a discriminative posterior (``PARTNER``): not generative any more, and shown
-beside it. Equal shares, nothing is fitted; the best variant on validation (docs/decisions/0010)."""
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
 N_BOOTSTRAP = 2000
 

@@ -26,9 +26,6 @@ from matplotlib.figure import Figure
 from scorebayes.baselines import BASELINES
 from scorebayes.benchmark import (
     BENCHMARKS,
-    BEST,
-    OURS,
-    PARTNER,
     Benchmark,
     Outcome,
     baseline_cost,
@@ -40,6 +37,7 @@ from scorebayes.benchmark import (
     train_beside,
 )
 from scorebayes.benchmark_figures import COLOURS
+from scorebayes.benchmark_names import BEST, OURS, PARTNER
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 
@@ -21,13 +22,13 @@ BENCHMARKS = {
     "phantom": "Synthetic mammograms",
 }
 TITLES = {
-    "scorebayes-generative": "ScoreBayes",
-    "scorebayes-generative-64": "ScoreBayes, 64 evaluations",
-    "scorebayes-generative-64-ensemble": "ScoreBayes, 64 evaluations, mean of the seeds",
-    "scorebayes-best": "ScoreBayes and ResNet-18 together",
-    "scorebayes-best-ensemble": "ScoreBayes and ResNet-18 together, mean of the seeds",
-    "resnet18": "ResNet-18",
-    "resnet18-ensemble": "ResNet-18, mean of the seeds",
+    OURS: "ScoreBayes",
+    MORE: "ScoreBayes, 64 evaluations",
+    ENSEMBLE.format(MORE): "ScoreBayes, 64 evaluations, mean of the seeds",
+    BEST: "ScoreBayes and ResNet-18 together",
+    ENSEMBLE.format(BEST): "ScoreBayes and ResNet-18 together, mean of the seeds",
+    PARTNER: "ResNet-18",
+    ENSEMBLE.format(PARTNER): "ResNet-18, mean of the seeds",
     "resnet50": "ResNet-50",
     "densenet121": "DenseNet-121",
     "efficientnet-b0": "EfficientNet-B0",
@@ -35,7 +36,6 @@ TITLES = {
     "hog-svm": "HOG + SVM",
     "logistic": "logistic regression on pixels",
 }
-PARTNER = "resnet18"  # whose lead or lag is shown at a glance
 METRICS = {
     "auc": "AUC",
     "accuracy": "accuracy",

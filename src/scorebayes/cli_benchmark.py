@@ -35,8 +35,9 @@ def _over_seeds(name: str) -> Callable[..., None]:
         out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
         figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
     ) -> None:
-        from scorebayes.benchmark import OURS, run_benchmark
+        from scorebayes.benchmark import run_benchmark
         from scorebayes.benchmark_figures import draw_costs
+        from scorebayes.benchmark_names import OURS
 
         names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
         n_seeds = seeds or (1 if quick else 3)

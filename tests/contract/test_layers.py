@@ -44,7 +44,7 @@ LAYERS = [
         "benchmark_figures",
     ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
-    ["appearance", "table", "spreadsheet", "noise", "draws", "progress"],
+    ["appearance", "table", "spreadsheet", "noise", "draws", "progress", "benchmark_names"],
     ["errors"],
 ]
 NO_TORCH = [

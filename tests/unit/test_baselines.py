@@ -148,9 +148,8 @@ def test_training_costs_what_the_training_of_the_score_cost(run, tmp_path, monke
     assert found["steps"] == max(6, min(12, round(12 * score_step_cost(run) / LITTLE.step_cost(run))))
     assert found["multiply_adds"] == found["steps"] * LITTLE.step_cost(run)
     assert found["score"]["multiply_adds"] == 12 * score_step_cost(run)
-    assert {trial["steps"] for trial in found["settings_tried"]} == {
-        5
-    }  # a sixth would be too few to tell settings apart
+    # A sixth would be too few to tell settings apart.
+    assert {trial["steps"] for trial in found["settings_tried"]} == {5}
     assert found["multiply_adds_tuning"] == LITTLE.step_cost(run) * 5 * len(LITTLE.settings)
 
 

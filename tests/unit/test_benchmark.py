@@ -21,16 +21,14 @@ from scorebayes.baselines import BASELINES, read_predictions
 from scorebayes.baselines.network import Network
 from scorebayes.benchmark import (
     BENCHMARKS,
-    BEST,
-    MORE,
     MORE_LIKELIHOOD,
-    OURS,
     Benchmark,
     Outcome,
     run_benchmark,
     seed_mean_difference,
 )
 from scorebayes.benchmark_figures import draw_costs
+from scorebayes.benchmark_names import BEST, MORE, OURS
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from scorebayes import benchmark, benchmark_data, train
 from scorebayes.baselines import score_step_cost
-from scorebayes.benchmark import METRICS, OURS, Benchmark
+from scorebayes.benchmark import METRICS, Benchmark
 from scorebayes.benchmark_data import (
     CURVES,
     Study,
@@ -21,6 +21,7 @@ from scorebayes.benchmark_data import (
     measure_curve,
     parse_values,
 )
+from scorebayes.benchmark_names import OURS
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
