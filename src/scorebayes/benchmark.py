@@ -29,7 +29,7 @@ from scorebayes.baselines import (
     score_steps,
 )
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER
+from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER, TWICE
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
@@ -162,7 +162,12 @@ def run_benchmark(
     if PARTNER in compared:
         models[BEST] = together(more, done)
         models |= _ensemble_entry(BEST, models[BEST], more, BEST)
-        paired[BEST] = _paired(more, compared, BEST)
+        rivals, control = compared, two_partners(more)
+        if control is not None:
+            each = [outcome.metrics_of(TWICE) for outcome in control]
+            models[TWICE] = {**summarise(each), "cost": _twice(models[PARTNER]["cost"])}
+            rivals = [*compared, TWICE]
+        paired[BEST] = _paired(control or more, rivals, BEST)
     content = {
         "benchmark": name,
         "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
@@ -292,6 +297,18 @@ def together(done: Sequence[Outcome], beside: Sequence[Outcome]) -> dict[str, An
     return {**summarise([outcome.metrics_of(BEST) for outcome in done]), "cost": cost}
 
 
+def two_partners(done: Sequence[Outcome]) -> list[Outcome] | None:
+    """The outcomes with the posterior of their partner and the next seed's (of the last one: the first's) together; None
+    of a single seed, or where the seeds drew splits of their own."""
+    if not _same_images(done):
+        return None
+    pairs = zip(done, [*done[1:], done[0]], strict=True)
+    return [
+        replace(one, prob={**one.prob, TWICE: mean_posterior([one.prob[PARTNER], other.prob[PARTNER]])})
+        for one, other in pairs
+    ]
+
+
 def seed_mean_difference(done: Sequence[Outcome], first: str, second: str, positive: int) -> dict[str, Any]:
     """AUC of one model minus that of another, mean over the seeds, with interval and p by the bootstrap over patients.
 
@@ -369,6 +386,16 @@ def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
     return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
 
 
+def _twice(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What a seed's model and the next seed's cost together."""
+    lists = {
+        key: np.add(value, np.roll(value, -1)).tolist()
+        for key, value in cost.items()
+        if isinstance(value, list) and None not in value
+    }
+    return {**lists, "parameters": 2 * cost["parameters"]}
+
+
 def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Per metric: mean, standard deviation and values over the seeds; the interval is the mean of the seeds' intervals."""
     test = {}
@@ -391,12 +418,16 @@ def _ensemble_entry(
 ) -> dict[str, Any]:
     """Results and cost of the seeds' mean log-posterior as an entry beside that of the model; none of a single seed, or
     where the seeds drew splits of their own. ``held_as``: the model's name in the outcomes."""
-    first = outcomes[0]
-    if len(outcomes) < 2 or any(outcome.images != first.images for outcome in outcomes):
+    if not _same_images(outcomes):
         return {}
     mean = mean_posterior([outcome.prob[held_as] for outcome in outcomes])
-    metrics = replace(first, prob={held_as: mean}).metrics_of(held_as)
+    metrics = replace(outcomes[0], prob={held_as: mean}).metrics_of(held_as)
     return {ENSEMBLE.format(model): {**summarise([metrics]), "cost": _of_all(entry["cost"])}}
+
+
+def _same_images(outcomes: Sequence[Outcome]) -> bool:
+    """Of two or more seeds with one test split."""
+    return len(outcomes) > 1 and all(outcome.images == outcomes[0].images for outcome in outcomes)
 
 
 def _training_seconds(run: Run) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER
+from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER, TWICE
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 
@@ -28,6 +28,7 @@ TITLES = {
     BEST: "ScoreBayes and ResNet-18 together",
     ENSEMBLE.format(BEST): "ScoreBayes and ResNet-18 together, mean of the seeds",
     PARTNER: "ResNet-18",
+    TWICE: "two ResNet-18 together",
     ENSEMBLE.format(PARTNER): "ResNet-18, mean of the seeds",
     "resnet50": "ResNet-50",
     "densenet121": "DenseNet-121",
@@ -64,8 +65,9 @@ brackets a 95 % interval (the mean of the seeds' intervals, by patient where a p
 chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
 
 Ours: `scorebayes-generative` with the default 16 evaluations per class, `scorebayes-generative-64` with 64, both without any
-discriminative term; `scorebayes-best`, the best on validation, is the mean log-odds of the generative posterior (of 64
-evaluations; in the curves, of 16) and of the ResNet-18. `-ensemble`: the mean log-posterior of the seeds."""
+discriminative term; `scorebayes-best`, the best of ours on validation, is the mean log-odds of the generative posterior
+(of 64 evaluations; in the curves, of 16) and of the ResNet-18; its control, `resnet18-twice`, is that of two ResNet-18, a
+seed's and the next one's. `-ensemble`: the mean log-posterior of the seeds."""
 
 CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
 

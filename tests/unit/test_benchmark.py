@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fixtures.tiny_run import DATA, LAYER
-from scipy.special import logit
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from typer.testing import CliRunner
@@ -26,9 +26,10 @@ from scorebayes.benchmark import (
     Outcome,
     run_benchmark,
     seed_mean_difference,
+    two_partners,
 )
 from scorebayes.benchmark_figures import draw_costs
-from scorebayes.benchmark_names import BEST, MORE, OURS
+from scorebayes.benchmark_names import BEST, MORE, OURS, PARTNER, TWICE
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
@@ -212,3 +213,17 @@ def test_an_ensemble_is_the_mean_log_odds_of_seeds_that_share_their_test_images(
     assert not benchmark._ensemble_entry("shown", {"cost": cost}, outcomes[:1], "a")
     elsewhere = replace(outcomes[1], images=tuple(f"x{i}" for i in range(60)))
     assert not benchmark._ensemble_entry("shown", {"cost": cost}, [outcomes[0], elsewhere], "a")
+
+
+def test_two_partners_are_those_of_a_seed_and_the_next(monkeypatch):
+    prob = np.array([[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.1, 0.9]]])
+    outcomes = [
+        Outcome(None, {}, np.array([0, 1]), ("a", "b"), ("a", "b"), {PARTNER: p})  # type: ignore[arg-type]
+        for p in prob
+    ]
+    found = two_partners(outcomes)
+    log_odds = logit(prob[..., 1]).mean(axis=0)
+    for outcome in found:
+        assert outcome.prob[TWICE][:, 1] == pytest.approx(expit(log_odds))
+    assert two_partners(outcomes[:1]) is None
+    assert two_partners([outcomes[0], replace(outcomes[1], images=("a", "c"))]) is None
