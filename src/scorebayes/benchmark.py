@@ -164,8 +164,8 @@ def run_benchmark(
         models |= _ensemble_entry(BEST, models[BEST], more, BEST)
         rivals, control = compared, two_partners(more)
         if control is not None:
-            each = [outcome.metrics_of(TWICE) for outcome in control]
-            models[TWICE] = {**summarise(each), "cost": _twice(models[PARTNER]["cost"])}
+            each, cost = [outcome.metrics_of(TWICE) for outcome in control], models[PARTNER]["cost"]
+            models[TWICE] = {**summarise(each), "cost": _of_both(cost, _of_next_seeds(cost))}
             rivals = [*compared, TWICE]
         paired[BEST] = _paired(control or more, rivals, BEST)
     content = {
@@ -290,10 +290,7 @@ def leads(done: Sequence[Outcome], rivals: Sequence[str], ours: str = OURS) -> d
 def together(done: Sequence[Outcome], beside: Sequence[Outcome]) -> dict[str, Any]:
     """Results and cost of our model with its discriminative partner: both are trained, both are asked. ``beside``: the
     outcomes whose runs hold the partner."""
-    ours, partner = own_cost(done), baseline_cost(beside, PARTNER)
-    both = ("training_seconds", "multiply_adds", "ms_per_image")
-    cost = {key: np.add(ours[key], partner[key]).tolist() for key in both}
-    cost["parameters"] = ours["parameters"] + partner["parameters"]
+    cost = _of_both(own_cost(done), baseline_cost(beside, PARTNER))
     return {**summarise([outcome.metrics_of(BEST) for outcome in done]), "cost": cost}
 
 
@@ -386,14 +383,14 @@ def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
     return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
 
 
-def _twice(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """What a seed's model and the next seed's cost together."""
-    lists = {
-        key: np.add(value, np.roll(value, -1)).tolist()
-        for key, value in cost.items()
-        if isinstance(value, list) and None not in value
-    }
-    return {**lists, "parameters": 2 * cost["parameters"]}
+def _of_both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What two models cost together, in what is known of both."""
+    return {key: np.add(value, other[key]).tolist() for key, value in one.items() if key in other}
+
+
+def _of_next_seeds(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Every seed's cost in the place of the one before it, the first's in that of the last."""
+    return {key: [*value[1:], value[0]] if isinstance(value, list) else value for key, value in cost.items()}
 
 
 def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

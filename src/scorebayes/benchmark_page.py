@@ -94,42 +94,52 @@ It does not contain the chance of the training subset, which the standard deviat
 
 def write_page(results: Path, figures: Path, out: Path) -> Path:
     """Write the Markdown page; figures are linked relative to it. DataError where a file cannot be read."""
-    parts = [INTRODUCTION, *_glance(results)]
+    benchmarks = {name: _read(results / f"{name}.json") for name in BENCHMARKS}
+    curves = [(name, vary, path.stem, _read(path)) for name, vary, path in _curves(results)]
+    parts = [INTRODUCTION, *_side_by_side(benchmarks), *_leads_over_partner(curves)]
     for name, title in BENCHMARKS.items():
-        parts += [f"## {title}", *_benchmark(results / f"{name}.json", name)]
+        parts += [f"## {title}", *_benchmark(benchmarks[name], name)]
         drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
         parts += [_figure(figure, out) for figure in drawn]
     parts.append(CURVES_INTRODUCTION)
-    for name, vary, path in _curves(results):
-        parts += [f"### {BENCHMARKS.get(name, name)}: {VARIED[vary]}", *_curve(path, name, vary)]
-        figure = figures / f"{path.stem}.svg"
-        if path.exists() and figure.exists():
+    for name, vary, stem, found in curves:
+        parts += [f"### {BENCHMARKS.get(name, name)}: {VARIED[vary]}", *_curve(found, name, vary)]
+        figure = figures / f"{stem}.svg"
+        if found is not None and figure.exists():
             parts.append(_figure(figure, out))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "\n\n".join(parts) + "\n")
     return out
 
 
-def _glance(results: Path) -> Iterable[str]:
-    """What README quotes: AUC and accuracy of all models, and the leads over the ResNet-18 on the curves."""
-    paths = {name: results / f"{name}.json" for name in BENCHMARKS}
-    found = {name: _read(path) for name, path in paths.items() if path.exists()}
-    if found:
-        yield "## At a glance"
-        yield "Test AUC ± standard deviation over the seeds, and accuracy after the stroke:"
-        tests = {name: {m: model["test"] for m, model in f["models"].items()} for name, f in found.items()}
-        titles = {m: title for m, title in TITLES.items() if any(m in test for test in tests.values())}
-        yield _table(
-            ["model", *(BENCHMARKS[name] for name in found)],
-            [
-                [title, *(_auc_and_accuracy(test.get(m, {})) for test in tests.values())]
-                for m, title in titles.items()
-            ],
-        )
+def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[str]:
+    """What README quotes first: AUC and accuracy of all models."""
+    tests = {
+        name: {m: model["test"] for m, model in found["models"].items()}
+        for name, found in benchmarks.items()
+        if found is not None
+    }
+    if not tests:
+        return
+    yield "## At a glance"
+    yield "Test AUC ± standard deviation over the seeds, and accuracy after the stroke:"
+    titles = {m: title for m, title in TITLES.items() if any(m in test for test in tests.values())}
+    yield _table(
+        ["model", *(BENCHMARKS[name] for name in tests)],
+        [
+            [title, *(_auc_and_accuracy(test.get(m, {})) for test in tests.values())]
+            for m, title in titles.items()
+        ],
+    )
+
+
+def _leads_over_partner(curves: Iterable[tuple[str, str, str, dict[str, Any] | None]]) -> Iterable[str]:
+    """What README quotes then: the leads over the ResNet-18 on the usual curves, each a name, what varies, file, content."""
     leads: dict[str, dict[str, str]] = {}
-    for name, vary, path in _curves(results):
-        usual = path.exists() and path.stem == f"{name}-{vary}"
-        for point in _read(path)["points"] if usual else ():
+    for name, vary, stem, found in curves:
+        if found is None or stem != f"{name}-{vary}":
+            continue
+        for point in found["points"]:
             for ours, rivals in point["paired"].items():
                 column = f"{BENCHMARKS.get(name, name)}: {TITLES.get(ours, ours)}"
                 leads.setdefault(_subset(vary, point), {})[column] = _lead(rivals.get(PARTNER))[0]
@@ -156,11 +166,10 @@ def _auc_and_accuracy(test: Mapping[str, Any]) -> str:
     return f"{_cell(auc)} / {_cell({**accuracy, 'std': None})}" if test else ABSENT
 
 
-def _benchmark(path: Path, name: str) -> Iterable[str]:
-    if not path.exists():
+def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
+    if found is None:
         yield _not_run(f"scorebayes benchmark {name}")
         return
-    found = _read(path)
     majority = found.get("majority_accuracy")
     facts = [
         f"{found['test_images']} test images" if "test_images" in found else "",
@@ -189,11 +198,10 @@ def _benchmark(path: Path, name: str) -> Iterable[str]:
         yield "Paired tests: none in the file."
 
 
-def _curve(path: Path, name: str, vary: str) -> Iterable[str]:
-    if not path.exists():
+def _curve(found: dict[str, Any] | None, name: str, vary: str) -> Iterable[str]:
+    if found is None:
         yield _not_run(f"scorebayes benchmark data-curves {name} --vary {vary}")
         return
-    found = _read(path)
     yield _facts(
         found,
         [
@@ -240,7 +248,10 @@ def _vary(stem: str, name: str) -> str | None:
     return next((vary for vary in VARIED if rest != stem and rest.startswith(vary)), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a file holds; None where it is not there."""
+    if not path.exists():
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

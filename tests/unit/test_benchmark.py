@@ -215,7 +215,7 @@ def test_an_ensemble_is_the_mean_log_odds_of_seeds_that_share_their_test_images(
     assert not benchmark._ensemble_entry("shown", {"cost": cost}, [outcomes[0], elsewhere], "a")
 
 
-def test_two_partners_are_those_of_a_seed_and_the_next(monkeypatch):
+def test_two_partners_are_those_of_a_seed_and_the_next():
     prob = np.array([[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.1, 0.9]]])
     outcomes = [
         Outcome(None, {}, np.array([0, 1]), ("a", "b"), ("a", "b"), {PARTNER: p})  # type: ignore[arg-type]
