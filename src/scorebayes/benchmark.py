@@ -29,7 +29,16 @@ from scorebayes.baselines import (
     score_steps,
 )
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER, TWICE
+from scorebayes.benchmark_names import (
+    BEST,
+    CONTROL,
+    ENSEMBLE,
+    MORE,
+    OURS,
+    REFERENCE,
+    WITH_REFERENCE,
+    WITHOUT_OURS,
+)
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
@@ -98,7 +107,7 @@ BENCHMARKS = {
 @dataclass(frozen=True)
 class Outcome:
     """What one seed answered: [N] labels, image ids and patients; metrics of the run; posterior [N, Y] of the run (as
-    ``OURS``), of the baselines and, where the partner is among them, of both together (``BEST``)."""
+    ``OURS``) and of the baselines, and of the ``mixtures`` that were added."""
 
     run: Run
     metrics: Mapping[str, Any]
@@ -159,15 +168,12 @@ def run_benchmark(
         if isinstance(BASELINES[baseline], Network):  # the others hardly depend on the seed
             models |= _ensemble_entry(baseline, models[baseline], done, baseline)
     paired = {OURS: _paired(done, compared), MORE: _paired(more, compared)}
-    if PARTNER in compared:
-        models[BEST] = together(more, done)
-        models |= _ensemble_entry(BEST, models[BEST], more, BEST)
-        rivals, control = compared, two_partners(more)
-        if control is not None:
-            each, cost = [outcome.metrics_of(TWICE) for outcome in control], models[PARTNER]["cost"]
-            models[TWICE] = {**summarise(each), "cost": _of_both(cost, _of_next_seeds(cost))}
-            rivals = [*compared, TWICE]
-        paired[BEST] = _paired(control or more, rivals, BEST)
+    mixed = mixtures(done, compared)
+    more = add_mixtures(more, mixed)
+    for model, entry in mixture_entries(more, done, mixed).items():
+        models |= {model: entry, **_ensemble_entry(model, entry, more, model)}
+        if model in WITHOUT_OURS:
+            paired[model] = _paired(more, list(dict.fromkeys([*compared, WITHOUT_OURS[model]])), model)
     content = {
         "benchmark": name,
         "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
@@ -179,7 +185,9 @@ def run_benchmark(
         "label_free_steps": benchmark.free_steps,
         "preset": benchmark.preset,
         "more": {"likelihood": MORE_LIKELIHOOD},
-        "best": f"mean log-odds of {MORE} and {PARTNER}" if PARTNER in compared else None,
+        "mixtures": {
+            model: [MORE if part == OURS else part for part in parts] for model, parts in mixed.items()
+        },
         "test_images": metrics["n"],
         "estimator": first.config.sections["likelihood"],
         "nfe_per_class": metrics["nfe_per_class"],
@@ -259,8 +267,6 @@ def outcome_of(run: Run, metrics: Mapping[str, Any], beside: Outcome | None = No
         frame = read_predictions(peers_of, entry["name"], "test")
         assert frame is not None  # it is where the metrics come from
         prob[entry["name"]] = frame.loc[list(own["image_id"]), columns].to_numpy(np.float64)
-    if PARTNER in prob:
-        prob[BEST] = mean_posterior([prob[OURS], prob[PARTNER]])
     labels = own["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
     groups = own["patient_id"].where(own["patient_id"] != "", own["image_id"])
     return Outcome(run, metrics, labels, tuple(own["image_id"]), tuple(groups), prob)
@@ -287,23 +293,45 @@ def leads(done: Sequence[Outcome], rivals: Sequence[str], ours: str = OURS) -> d
     return {rival: seed_mean_difference(done, ours, rival, positive) for rival in rivals}
 
 
-def together(done: Sequence[Outcome], beside: Sequence[Outcome]) -> dict[str, Any]:
-    """Results and cost of our model with its discriminative partner: both are trained, both are asked. ``beside``: the
-    outcomes whose runs hold the partner."""
-    cost = _of_both(own_cost(done), baseline_cost(beside, PARTNER))
-    return {**summarise([outcome.metrics_of(BEST) for outcome in done]), "cost": cost}
+def mixtures(done: Sequence[Outcome], baselines: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The models whose log-odds are the mean of others', and of which. The two baselines of ``BEST`` have the lowest
+    log-loss on validation images (cross-fitted temperature), mean over the seeds."""
+    found: dict[str, tuple[str, ...]] = {}
+    if REFERENCE in baselines:
+        found[WITH_REFERENCE] = (OURS, REFERENCE)
+    if len(baselines) > 1:
+        loss = {
+            name: np.mean([open_baseline(outcome.run, name).record["val_log_loss"] for outcome in done])
+            for name in baselines
+        }
+        best, second = sorted(baselines, key=lambda name: loss[name])[:2]
+        found |= {BEST: (OURS, best, second), CONTROL: (best, second)}
+    return found
 
 
-def two_partners(done: Sequence[Outcome]) -> list[Outcome] | None:
-    """The outcomes with the posterior of their partner and the next seed's (of the last one: the first's) together; None
-    of a single seed, or where the seeds drew splits of their own."""
-    if not _same_images(done):
-        return None
-    pairs = zip(done, [*done[1:], done[0]], strict=True)
-    return [
-        replace(one, prob={**one.prob, TWICE: mean_posterior([one.prob[PARTNER], other.prob[PARTNER]])})
-        for one, other in pairs
-    ]
+def add_mixtures(done: Sequence[Outcome], mixed: Mapping[str, Sequence[str]]) -> list[Outcome]:
+    """The outcomes with the posteriors of ``mixtures``."""
+
+    def posteriors(outcome: Outcome) -> dict[str, NDArray[np.float64]]:
+        return {name: mean_posterior([outcome.prob[part] for part in parts]) for name, parts in mixed.items()}
+
+    return [replace(outcome, prob={**outcome.prob, **posteriors(outcome)}) for outcome in done]
+
+
+def mixture_entries(
+    done: Sequence[Outcome], beside: Sequence[Outcome], mixed: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Results and costs of ``mixtures``: all that take part are trained and asked. ``beside``: the outcomes whose runs hold
+    the baselines."""
+    costs = {part: baseline_cost(beside, part) for parts in mixed.values() for part in parts if part != OURS}
+    costs[OURS] = own_cost(done)
+    return {
+        name: {
+            **summarise([outcome.metrics_of(name) for outcome in done]),
+            "cost": _of_these([costs[part] for part in parts]),
+        }
+        for name, parts in mixed.items()
+    }
 
 
 def seed_mean_difference(done: Sequence[Outcome], first: str, second: str, positive: int) -> dict[str, Any]:
@@ -379,18 +407,25 @@ def baseline_cost(done: Sequence[Outcome], name: str) -> dict[str, Any]:
 
 def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
     """What the mean of the seeds' posteriors costs: all of them."""
-    lists = {key: [sum(value)] for key, value in cost.items() if isinstance(value, list)}
+    lists = {key: [_known_sum(value)] for key, value in cost.items() if isinstance(value, list)}
     return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
 
 
-def _of_both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What two models cost together, in what is known of both."""
-    return {key: np.add(value, other[key]).tolist() for key, value in one.items() if key in other}
+def _of_these(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several models cost together, seed by seed, in what is told of the first."""
+    columns = {key: [cost[key] for cost in costs] for key in costs[0]}
+    return {
+        key: [_known_sum(seed) for seed in zip(*column, strict=True)]
+        if isinstance(column[0], list)
+        else sum(column)
+        for key, column in columns.items()
+    }
 
 
-def _of_next_seeds(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Every seed's cost in the place of the one before it, the first's in that of the last."""
-    return {key: [*value[1:], value[0]] if isinstance(value, list) else value for key, value in cost.items()}
+def _known_sum(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -28,16 +28,18 @@ from scorebayes.benchmark import (
     BENCHMARKS,
     Benchmark,
     Outcome,
+    add_mixtures,
     baseline_cost,
     leads,
+    mixture_entries,
+    mixtures,
     own_cost,
     pretrain,
     summarise,
-    together,
     train_beside,
 )
 from scorebayes.benchmark_figures import COLOURS
-from scorebayes.benchmark_names import BEST, OURS, PARTNER
+from scorebayes.benchmark_names import CONTROL, OURS, REFERENCE, WITHOUT_OURS
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
@@ -205,7 +207,11 @@ def measure_curve(study: Study, data_root: Path, runs: Path, results: Path, figu
             outcomes.append(_one_run(study, world, value, seed, folder / f"seed-{seed}", tuned, start))
         points.append(_point(study, world, value, outcomes))
         machine = environment(outcomes[0].run.device)
-        content = {**_header(study, world.info), "points": points, "environment": machine}
+        content = {
+            **_header(study, world.info, list(points[0]["models"])),
+            "points": points,
+            "environment": machine,
+        }
         path = results / f"{study.title}.json"
         results.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content, indent=1) + "\n")
@@ -277,7 +283,7 @@ def _train_records(world: _World, seed: int, options: Mapping[str, Any]) -> list
     return [r for r in used if splits[r.image_id] == "train" and r.label is not None]
 
 
-def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
+def _header(study: Study, info: SourceInfo, models: Sequence[str]) -> dict[str, Any]:
     free = study.benchmark.free_steps
     most = study.benchmark.steps - free
     begin = f"after {free} label-free ones on the whole training split" if free else "from scratch"
@@ -288,7 +294,7 @@ def _header(study: Study, info: SourceInfo) -> dict[str, Any]:
         "command": study.command,
         "quick": study.quick,
         "seeds": list(study.seeds),
-        "models": [OURS, *study.baselines, *[BEST] * (PARTNER in study.baselines)],
+        "models": models,
         "classes": list(info.classes),
         "rare_class": info.classes[info.positive],
         "validation": "reduced like the training split" if study.reduce_val else "whole",
@@ -307,9 +313,13 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
         cost = baseline_cost(outcomes, name)
         models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
     paired = {OURS: leads(outcomes, study.baselines)}
-    if PARTNER in study.baselines:
-        models[BEST] = together(outcomes, outcomes)
-        paired[BEST] = leads(outcomes, [PARTNER], BEST)
+    mixed = mixtures(outcomes, study.baselines)
+    outcomes = add_mixtures(outcomes, mixed)
+    models |= mixture_entries(outcomes, outcomes, mixed)
+    for name, without in WITHOUT_OURS.items():
+        if name in mixed:
+            rivals = {REFERENCE, without} & outcomes[0].prob.keys()
+            paired[name] = leads(outcomes, sorted(rivals), name)
     return {
         "value": None if math.isinf(value) else value,
         "shown": shown(value),
@@ -319,6 +329,7 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
         "val_images": [int((run.split["split"] == "val").sum()) for run in runs],
         "test_images": [len(outcome.labels) for outcome in outcomes],
         "steps": [run.config.train.steps for run in runs],
+        "mixtures": mixed,
         "models": models,
         "paired": paired,
     }
@@ -326,7 +337,7 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
 
 def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
     """The figure of a curve as SVG: AUC with the range over the seeds, and the lead of our generative model over each rival
-    (of the one with a partner over the partner) with its interval."""
+    (of its mixtures over what they are without ours) with its interval."""
     curve, points = CURVES[measured["vary"]], measured["points"]
     n_classes = len(measured["classes"])
     # "All" stands where its number of patients is.
@@ -341,8 +352,8 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
             left.plot(x, [f["mean"] for f in found], marker="o", markersize=4, color=colour, label=name)
             low, high = zip(*((min(f["values"]), max(f["values"])) for f in found), strict=True)
             left.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            if name != OURS:
-                ours, rival = (BEST, PARTNER) if name == BEST else (OURS, name)
+            if name not in (OURS, CONTROL):
+                ours, rival = (name, WITHOUT_OURS[name]) if name in WITHOUT_OURS else (OURS, name)
                 ahead = [point["paired"][ours][rival] for point in points]
                 low, high = zip(*(lead["auc_difference_ci95"] for lead in ahead), strict=True)
                 right.plot(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
-PARTNER = "resnet18"
+REFERENCE = "resnet18"
+"""The network that leads are first of all given over."""
+WITH_REFERENCE = "scorebayes-with-resnet18"
+"""The mean log-odds of the generative posterior and of that network: not generative any more, and shown beside it."""
 BEST = "scorebayes-best"
-"""The mean log-odds of the generative and of a discriminative posterior (``PARTNER``): not generative any more, and shown
-beside it. Equal shares, nothing is fitted; the best variant on validation (docs/decisions/0010)."""
-TWICE = "resnet18-twice"
-"""The control of ``BEST``: the mean log-odds of two partners, a seed's and the next's: what two models of one kind bring."""
+"""The same with the two baselines that were best on validation. Equal shares, nothing is fitted; our best variant there
+(docs/decisions/0010)."""
+CONTROL = "two-baselines"
+"""``BEST`` without ours: what the two baselines bring alone."""
+WITHOUT_OURS = {WITH_REFERENCE: REFERENCE, BEST: CONTROL}
 ENSEMBLE = "{}-ensemble"
 """The mean of a model's seeds."""

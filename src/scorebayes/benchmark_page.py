@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scorebayes.benchmark_names import BEST, ENSEMBLE, MORE, OURS, PARTNER, TWICE
+from scorebayes.benchmark_names import BEST, CONTROL, ENSEMBLE, MORE, OURS, REFERENCE, WITH_REFERENCE
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 
@@ -25,11 +25,13 @@ TITLES = {
     OURS: "ScoreBayes",
     MORE: "ScoreBayes, 64 evaluations",
     ENSEMBLE.format(MORE): "ScoreBayes, 64 evaluations, mean of the seeds",
-    BEST: "ScoreBayes and ResNet-18 together",
-    ENSEMBLE.format(BEST): "ScoreBayes and ResNet-18 together, mean of the seeds",
-    PARTNER: "ResNet-18",
-    TWICE: "two ResNet-18 together",
-    ENSEMBLE.format(PARTNER): "ResNet-18, mean of the seeds",
+    WITH_REFERENCE: "ScoreBayes and ResNet-18",
+    BEST: "ScoreBayes and two baselines",
+    ENSEMBLE.format(BEST): "ScoreBayes and two baselines, mean of the seeds",
+    CONTROL: "the two baselines alone",
+    ENSEMBLE.format(CONTROL): "the two baselines alone, mean of the seeds",
+    "resnet18": "ResNet-18",
+    ENSEMBLE.format("resnet18"): "ResNet-18, mean of the seeds",
     "resnet50": "ResNet-50",
     "densenet121": "DenseNet-121",
     "efficientnet-b0": "EfficientNet-B0",
@@ -65,9 +67,10 @@ brackets a 95 % interval (the mean of the seeds' intervals, by patient where a p
 chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
 
 Ours: `scorebayes-generative` with the default 16 evaluations per class, `scorebayes-generative-64` with 64, both without any
-discriminative term; `scorebayes-best`, the best of ours on validation, is the mean log-odds of the generative posterior
-(of 64 evaluations; in the curves, of 16) and of the ResNet-18; its control, `resnet18-twice`, is that of two ResNet-18, a
-seed's and the next one's. `-ensemble`: the mean log-posterior of the seeds."""
+discriminative term. `scorebayes-with-resnet18` is the mean log-odds of the generative posterior (of 64 evaluations; in the
+curves, of 16) and of the ResNet-18; `scorebayes-best`, the best of ours on validation, that with the two baselines that
+have the lowest log-loss on validation images; its control, `two-baselines`, that of the two alone. `-ensemble`: the mean
+log-posterior of the seeds."""
 
 CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
 
@@ -96,7 +99,7 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
     """Write the Markdown page; figures are linked relative to it. DataError where a file cannot be read."""
     benchmarks = {name: _read(results / f"{name}.json") for name in BENCHMARKS}
     curves = [(name, vary, path.stem, _read(path)) for name, vary, path in _curves(results)]
-    parts = [INTRODUCTION, *_side_by_side(benchmarks), *_leads_over_partner(curves)]
+    parts = [INTRODUCTION, *_side_by_side(benchmarks), *_leads_over_reference(curves)]
     for name, title in BENCHMARKS.items():
         parts += [f"## {title}", *_benchmark(benchmarks[name], name)]
         drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
@@ -133,16 +136,17 @@ def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[s
     )
 
 
-def _leads_over_partner(curves: Iterable[tuple[str, str, str, dict[str, Any] | None]]) -> Iterable[str]:
+def _leads_over_reference(curves: Iterable[tuple[str, str, str, dict[str, Any] | None]]) -> Iterable[str]:
     """What README quotes then: the leads over the ResNet-18 on the usual curves, each a name, what varies, file, content."""
     leads: dict[str, dict[str, str]] = {}
     for name, vary, stem, found in curves:
         if found is None or stem != f"{name}-{vary}":
             continue
         for point in found["points"]:
-            for ours, rivals in point["paired"].items():
-                column = f"{BENCHMARKS.get(name, name)}: {TITLES.get(ours, ours)}"
-                leads.setdefault(_subset(vary, point), {})[column] = _lead(rivals.get(PARTNER))[0]
+            for ours in (OURS, WITH_REFERENCE):
+                column = f"{BENCHMARKS.get(name, name)}: {TITLES[ours]}"
+                lead = point["paired"].get(ours, {}).get(REFERENCE)
+                leads.setdefault(_subset(vary, point), {})[column] = _lead(lead)[0]
     if leads:
         columns = list(dict.fromkeys(column for row in leads.values() for column in row))
         yield "Test AUC minus that of the ResNet-18, with 95 % interval, where training images are few, rare or mislabelled:"
@@ -176,6 +180,7 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
         f"{len(found['seeds'])} seed(s)" if "seeds" in found else "",
         f"{found['steps']} steps" if "steps" in found else "",
         "" if majority is None else f"always naming the most frequent class: accuracy {majority:.3f}",
+        *(f"`{name}`: {', '.join(parts)}" for name, parts in found.get("mixtures", {}).items()),
     ]
     yield _facts(found, facts)
     models = found.get("models", {})

@@ -225,10 +225,11 @@ def predict(
             "(0.2,0.3,0.5), train or uniform; by default the run's own. The threshold moves with it."
         ),
     ] = "",
-    partner: Annotated[
+    partners: Annotated[
         str,
         typer.Option(
-            "--with", help="A baseline of the run: give the posterior of both together in columns beside."
+            "--with",
+            help="Baselines of the run, with commas: give the posterior of all together in columns beside.",
         ),
     ] = "",
     device: Device = "auto",
@@ -242,7 +243,8 @@ def predict(
 
     run = _open(run_dir, device)
     log_prior = read_prior(prior, run) if prior else None
-    frame = predict_files(run, files, force=force, log_prior=log_prior, partner=partner)
+    chosen = [name.strip() for name in partners.split(",") if name.strip()]
+    frame = predict_files(run, files, force=force, log_prior=log_prior, partners=chosen)
     csv.parent.mkdir(parents=True, exist_ok=True)
     csv.write_text(csv_text(frame), encoding="utf-8", errors="backslashreplace")
     bad = frame[frame["status"] != "ok"]

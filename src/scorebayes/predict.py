@@ -65,15 +65,15 @@ def predict_files(
     *,
     force: bool = False,
     log_prior: NDArray | None = None,
-    partner: str = "",
+    partners: Sequence[str] = (),
 ) -> pd.DataFrame:
     """One row per file, in the order given: class, posterior, log-odds with standard error, or the reason for none.
 
     Random draws are keyed by the prepared pixels: the same image gets the same answer under any name, and whatever else
     is in ``files``. ``log_prior`` [Y]: the prior where the files come from, if it is not the run's. Posteriors follow it;
-    ``above_threshold`` does not change, since the frozen threshold moves with it. ``partner``: a fitted baseline; columns
-    ``prob_with_<partner>_<class>`` then hold the mean log-posterior of both, which is not purely generative. Column
-    ``status``:
+    ``above_threshold`` does not change, since the frozen threshold moves with it. ``partners``: fitted baselines; columns
+    ``prob_with_<partner>+<partner>_<class>`` then hold the mean log-posterior of all, which is not purely generative.
+    Column ``status``:
 
     "ok"
         there is a posterior; ``warning`` says what is unusual about the file, if anything.
@@ -83,10 +83,10 @@ def predict_files(
         the estimator failed on this image, or the image is unlike the training data (see ``scorebayes.typicality``); with
         ``force`` the posterior of unlike images is given all the same.
     """
-    beside = open_baseline(run, partner) if partner else None
+    beside = [open_baseline(run, name) for name in partners]
     tables: list[LogLikTable] = []
     shown: list[Tensor] = []
-    asked: list[NDArray] = []  # the partner's logits
+    asked: list[NDArray] = []  # the partners' logits, [M, 1, Y] an image
     reasons: dict[int, str] = {}
     warnings = [""] * len(files)
     with progress_bar("predict", len(files)) as advance:
@@ -98,17 +98,17 @@ def predict_files(
             else:
                 tables.append(run.log_lik(x, [key]))
                 shown.append(x)
-                if beside is not None:
+                if beside:
                     with torch.no_grad():
-                        asked.append(beside.logits(x).double().cpu().numpy())
+                        asked.append(np.stack([b.logits(x).double().cpu().numpy() for b in beside]))
             advance(row + 1, "")
     frame = pd.DataFrame({"file": [str(path) for path in files], "warning": warnings})
     if tables:
         table = LogLikTable.concatenate(tables)
         pixels = run.restore(torch.cat(shown))
         found = predictions(run, table, run.decision, log_prior, pixels=pixels).drop(columns="image_id")
-        if beside is not None:
-            found = _together(found, run, partner, np.concatenate(asked), log_prior)
+        if beside:
+            found = _together(found, run, partners, np.concatenate(asked, axis=1), log_prior)
         found = _abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))
@@ -118,15 +118,16 @@ def predict_files(
 
 
 def _together(
-    frame: pd.DataFrame, run: Run, partner: str, logits: NDArray, log_prior: NDArray | None
+    frame: pd.DataFrame, run: Run, partners: Sequence[str], logits: NDArray, log_prior: NDArray | None
 ) -> pd.DataFrame:
-    """Columns for the mean log-posterior with a baseline, whose logits [N, Y] contain the run's prior."""
+    """Columns for the mean log-posterior with baselines, whose logits [M, N, Y] contain the run's prior."""
     classes = run.facts.classes
     if log_prior is not None:
         logits = logits - run.log_prior + log_prior
     own = frame[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
-    both = mean_posterior([own, softmax(logits, axis=1)])
-    return frame.assign(**{f"prob_with_{partner}_{c}": both[:, y] for y, c in enumerate(classes)})
+    both = mean_posterior([own, *softmax(logits, axis=2)])
+    names = "+".join(partners)
+    return frame.assign(**{f"prob_with_{names}_{c}": both[:, y] for y, c in enumerate(classes)})
 
 
 def _abstain(frame: pd.DataFrame, judge: Typicality | None, force: bool) -> pd.DataFrame:

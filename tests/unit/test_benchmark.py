@@ -24,12 +24,13 @@ from scorebayes.benchmark import (
     MORE_LIKELIHOOD,
     Benchmark,
     Outcome,
+    add_mixtures,
+    mixtures,
     run_benchmark,
     seed_mean_difference,
-    two_partners,
 )
 from scorebayes.benchmark_figures import draw_costs
-from scorebayes.benchmark_names import BEST, MORE, OURS, PARTNER, TWICE
+from scorebayes.benchmark_names import BEST, CONTROL, MORE, OURS, REFERENCE, WITH_REFERENCE
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
@@ -48,7 +49,6 @@ def done(tmp_path_factory):
         patch.setitem(config.PRESETS, "tiny", {**LAYER, "train": {**LAYER["train"], "steps": 8}})
         patch.setitem(BASELINES, "little", Network("little network", little, "0", rates=(1e-3,)))
         patch.setitem(BENCHMARKS, "phantom", Benchmark(DATA, 8, "tiny", ("logistic", "little"), 6))
-        patch.setattr(benchmark, "PARTNER", "little")
         command = ["phantom", "--seeds", "2"]
         for option in ("runs", "out", "figures"):
             command += [f"--{option}", str(folder / option)]
@@ -63,7 +63,7 @@ def done(tmp_path_factory):
 def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     folder, output = done
     found = json.loads((folder / "out" / "phantom.json").read_text())
-    assert list(found["models"]) == [OURS, MORE, "logistic", "little", BEST]
+    assert list(found["models"]) == [OURS, MORE, "logistic", "little", BEST, CONTROL]
     for model in found["models"].values():
         assert len(model["test"]["auc"]["values"]) == 2
         assert model["test"]["log_loss"]["mean"] > 0
@@ -73,22 +73,27 @@ def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     assert min(ours["multiply_adds"]) > min(rival["multiply_adds"]) > 0
     assert min(rival["tuning_seconds"]) > 0
     assert found["models"]["logistic"]["cost"]["multiply_adds"] == [None, None]
+    assert set(found["mixtures"][BEST]) == {MORE, "logistic", "little"}
+    assert found["models"][BEST]["cost"]["multiply_adds"] == [None, None]  # not known of all of them
     assert found["quick"] is False and "--baselines logistic,little" in found["command"]
     assert "little: test AUC" in output
 
 
-def test_together_with_a_network_the_log_odds_are_the_mean_and_the_costs_add_up(done):
+def test_together_with_baselines_the_log_odds_are_the_mean_and_the_costs_add_up(done):
     found = json.loads((done[0] / "out" / "phantom.json").read_text())
-    for seed, auc in enumerate(found["models"][BEST]["test"]["auc"]["values"]):
+    for seed in range(2):
         run = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}-more", "cpu")
         ours = pd.read_csv(run.path / "predictions-test.csv", dtype={"image_id": str}).set_index("image_id")
         beside = open_run(done[0] / "runs" / "phantom" / f"seed-{seed}", "cpu")
-        theirs = read_predictions(beside, "little", "test").loc[ours.index]
-        column = "prob_malignant"
-        log_odds = logit(ours[column]) + logit(theirs[column])
-        assert auc == pytest.approx(roc_auc_score(ours["label"] == "malignant", log_odds))
-    costs = [found["models"][name]["cost"]["training_seconds"] for name in (MORE, "little", BEST)]
-    assert costs[2] == pytest.approx(np.add(costs[0], costs[1]))
+        frames = [read_predictions(beside, name, "test").loc[ours.index] for name in ("little", "logistic")]
+        theirs = sum(logit(frame["prob_malignant"]) for frame in frames)
+        for model, log_odds in ((BEST, logit(ours["prob_malignant"]) + theirs), (CONTROL, theirs)):
+            auc = found["models"][model]["test"]["auc"]["values"][seed]
+            assert auc == pytest.approx(roc_auc_score(ours["label"] == "malignant", log_odds), abs=1e-3)
+    for model, parts in ((BEST, (MORE, "little", "logistic")), (CONTROL, ("little", "logistic"))):
+        costs = [found["models"][name]["cost"]["training_seconds"] for name in (model, *parts)]
+        assert costs[0] == pytest.approx(np.sum(costs[1:], axis=0))
+    assert CONTROL in found["paired"][BEST]
 
 
 def test_a_network_is_tuned_anew_where_the_test_split_is_another(done):
@@ -215,15 +220,24 @@ def test_an_ensemble_is_the_mean_log_odds_of_seeds_that_share_their_test_images(
     assert not benchmark._ensemble_entry("shown", {"cost": cost}, [outcomes[0], elsewhere], "a")
 
 
-def test_two_partners_are_those_of_a_seed_and_the_next():
-    prob = np.array([[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.1, 0.9]]])
-    outcomes = [
-        Outcome(None, {}, np.array([0, 1]), ("a", "b"), ("a", "b"), {PARTNER: p})  # type: ignore[arg-type]
-        for p in prob
-    ]
-    found = two_partners(outcomes)
-    log_odds = logit(prob[..., 1]).mean(axis=0)
-    for outcome in found:
-        assert outcome.prob[TWICE][:, 1] == pytest.approx(expit(log_odds))
-    assert two_partners(outcomes[:1]) is None
-    assert two_partners([outcomes[0], replace(outcomes[1], images=("a", "c"))]) is None
+def test_the_partners_are_the_baselines_of_the_lowest_validation_loss_over_all_seeds(monkeypatch):
+    losses = {"first": {"a": 0.1, "b": 0.5, "c": 0.3}, "second": {"a": 0.9, "b": 0.2, "c": 0.3}}
+    monkeypatch.setattr(
+        benchmark,
+        "open_baseline",
+        lambda run, name: SimpleNamespace(record={"val_log_loss": losses[run][name]}),
+    )
+    outcomes = [outcome(run, np.array([0, 1])) for run in losses]
+    assert mixtures(outcomes, ["a", "b", "c"]) == {BEST: (OURS, "c", "b"), CONTROL: ("c", "b")}
+    assert mixtures(outcomes[:1], ["a", "b", "c"])[CONTROL] == ("a", "c")
+    assert mixtures(outcomes, [REFERENCE]) == {WITH_REFERENCE: (OURS, REFERENCE)}
+    assert mixtures(outcomes, ["a"]) == {}
+
+
+def test_of_a_mixture_the_log_odds_are_the_mean_of_its_parts():
+    scores = {OURS: np.array([0.9, 0.3]), "a": np.array([0.5, 0.1]), "b": np.array([0.2, 0.6])}
+    mixed = {BEST: (OURS, "a", "b"), CONTROL: ("a", "b")}
+    (found,) = add_mixtures([outcome(None, np.array([1, 0]), **scores)], mixed)
+    for model, names in mixed.items():
+        log_odds = np.mean([logit(scores[name]) for name in names], axis=0)
+        assert found.prob[model][:, 1] == pytest.approx(expit(log_odds))

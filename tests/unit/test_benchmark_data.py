@@ -21,7 +21,7 @@ from scorebayes.benchmark_data import (
     measure_curve,
     parse_values,
 )
-from scorebayes.benchmark_names import OURS
+from scorebayes.benchmark_names import BEST, CONTROL, OURS
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
@@ -52,7 +52,12 @@ def _measure(study, folder):
 
 def _imbalance(seeds):
     return Study(
-        "phantom", "imbalance", (1.0, 3.0), tuple(range(seeds)), ("scorebayes", "logistic"), scratch=True
+        "phantom",
+        "imbalance",
+        (1.0, 3.0),
+        tuple(range(seeds)),
+        ("scorebayes", "logistic", "hog-svm"),
+        scratch=True,
     )
 
 
@@ -77,7 +82,9 @@ def test_a_point_of_an_imbalance_curve_is_the_same_whichever_others_are_asked_fo
 
 def test_every_point_has_the_metrics_of_every_model_and_our_lead(measured):
     for point in measured["points"]:
-        assert set(point["models"]) == {OURS, "logistic"}
+        assert set(point["models"]) == {OURS, "logistic", "hog-svm", BEST, CONTROL}
+        assert set(point["paired"]) == {OURS, BEST} and set(point["paired"][BEST]) == {CONTROL}
+        assert sorted(point["mixtures"][CONTROL]) == ["hog-svm", "logistic"]
         for model in point["models"].values():
             assert set(model["test"]) == set(METRICS)
             assert len(model["test"]["auc"]["values"]) == 2 == len(model["cost"]["training_seconds"])
@@ -91,7 +98,16 @@ def test_every_point_has_the_metrics_of_every_model_and_our_lead(measured):
 def test_a_curve_that_is_run_again_trains_nothing_anew(measured, folder):
     weights = sorted((folder / "runs").rglob("step-*.safetensors"))
     before = [path.stat().st_mtime_ns for path in weights]
-    options = ["--vary", "imbalance", "--values", "1,3", "--seeds", "2", "--models", "scorebayes,logistic"]
+    options = [
+        "--vary",
+        "imbalance",
+        "--values",
+        "1,3",
+        "--seeds",
+        "2",
+        "--models",
+        "scorebayes,logistic,hog-svm",
+    ]
     options.append("--scratch")
     for option, name in (("--runs", "runs"), ("--out", "results"), ("--figures", "figures")):
         options += [option, str(folder / name)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.tiny_run import finish, train_tiny, write_pictures
-from scipy.special import logit, softmax
+from scipy.special import expit, logit, softmax
 from typer.testing import CliRunner
 
 import scorebayes
@@ -51,17 +51,22 @@ def test_the_log_odds_move_by_the_change_of_the_prior_and_the_calls_stay(run, pi
     assert (after["prob_malignant"] < before["prob_malignant"]).all()
 
 
-def test_together_with_a_baseline_the_log_odds_are_the_mean_under_any_prior(run, pictures):
-    partner = fit_baseline(run, "logistic")
+@pytest.mark.parametrize("names", [["logistic"], ["logistic", "hog-svm"]])
+def test_together_with_baselines_the_log_odds_are_the_mean_under_any_prior(run, pictures, names):
     x = torch.cat([read_file(run, path)[0] for path in pictures])
-    theirs = softmax(partner.logits(x).numpy(force=True), axis=1)[:, 1]
+    logits = [fit_baseline(run, name).logits(x).numpy(force=True) for name in names]
+    theirs = [logit(softmax(z, axis=1)[:, 1]) for z in logits]
     for log_prior in (None, np.log([0.99, 0.01])):
-        found = predict_files(run, pictures, force=True, log_prior=log_prior, partner="logistic")
+        found = predict_files(run, pictures, force=True, log_prior=log_prior, partners=names)
         moved = 0.0 if log_prior is None else np.subtract(*(log_prior - run.log_prior)[::-1])
-        expected = (found["log_odds"] + logit(theirs) + moved) / 2
-        np.testing.assert_allclose(logit(found["prob_with_logistic_malignant"]), expected, atol=1e-5)
+        expected = np.mean([found["log_odds"], *(log_odds + moved for log_odds in theirs)], axis=0)
+        together = found[f"prob_with_{'+'.join(names)}_malignant"]
+        np.testing.assert_allclose(together, expit(expected), atol=2e-6)
+
+
+def test_a_baseline_to_decide_together_with_must_be_trained(run, pictures):
     with pytest.raises(ConfigError, match="not trained"):
-        predict_files(run, pictures, partner="hog-svm")
+        predict_files(run, pictures, partners=["vit"])
 
 
 def test_the_moved_threshold_is_the_one_that_would_have_been_chosen_under_that_prior(run):
