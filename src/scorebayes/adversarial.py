@@ -71,7 +71,8 @@ class OurTarget:
                 "Use a run whose [likelihood] is of the kind 'denoising'.",
             )
         self.run = run
-        self.likelihood = replace(likelihood, repeats=repeats)
+        # The attacker averages over the noise, and does not know that of the decision.
+        self.likelihood = replace(likelihood, repeats=repeats, common_noise=False)
         self.score = run.score.in_float32()
         for parameter in self.score.denoiser.parameters():
             parameter.requires_grad_(False)

@@ -1,7 +1,8 @@
 """Benchmarks: train, score and evaluate our model and the baselines over seeds, and sum the results up in one JSON file.
 
 Every seed has a run directory of its own under ``runs/benchmarks/<name>/``; what is finished there is not done again.
-All choices are made on training and validation images; the test split is read once per seed.
+Baselines that were measured before, elsewhere even, can be taken over from the result files. All choices are made on
+training and validation images; the test split is read once per seed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from scorebayes.benchmark_names import (
     WITH_REFERENCE,
     WITHOUT_OURS,
 )
+from scorebayes.benchmark_posteriors import posteriors_path, read_posteriors, write_posteriors
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
@@ -89,7 +91,7 @@ class Benchmark:
         return [self.layer, {"seed": seed, "train": {"steps": steps, **begin}}]
 
 
-MORE_LIKELIHOOD = {"repeats": 8}
+MORE_LIKELIHOOD = {"repeats": 4}
 """[likelihood] of the variant that spends more on an image (``MORE``): the same weights, four times the evaluations,
 generative as well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
 
@@ -126,6 +128,13 @@ class Outcome:
         positive = self.run.facts.info.positive
         return classification_metrics(self.labels, self.prob[model], positive=positive, groups=self.groups)
 
+    def rows(self, model: str, held_as: str, seed: int) -> pd.DataFrame:
+        """A posterior as rows of the posteriors' file (``benchmark_posteriors``), under the model's name there."""
+        classes = self.run.facts.classes
+        prob = {f"prob_{name}": self.prob[held_as][:, y].astype(np.float32) for y, name in enumerate(classes)}
+        about = {"model": model, "seed": seed, "image_id": self.images, "patient_id": self.groups}
+        return pd.DataFrame({**about, "label": np.asarray(classes, dtype=object)[self.labels], **prob})
+
 
 def run_benchmark(
     name: str,
@@ -136,11 +145,13 @@ def run_benchmark(
     *,
     baselines: Sequence[str] | None = None,
     quick: bool = False,
+    keep: bool = False,
 ) -> Path:
-    """Run a benchmark over seeds and write ``<results>/<name>.json`` (``<name>-quick.json``).
+    """Run a benchmark over seeds and write ``<results>/<name>.json`` (``<name>-quick.json``) with the posteriors beside it.
 
-    ``baselines``: names to compare with, instead of the benchmark's own. DataError if the data are absent, ConfigError
-    for an unknown baseline.
+    ``baselines``: names to compare with, instead of the benchmark's own. ``keep``: other baselines stay as they were
+    measured before; they take part in comparisons and mixtures if their posteriors are in the file. DataError if the data
+    are absent, ConfigError for an unknown baseline, or where what is kept had another budget or other seeds.
     """
     benchmark = BENCHMARKS[name]
     if baselines is not None:
@@ -150,27 +161,50 @@ def run_benchmark(
     source = benchmark.source.format(root=data_root.resolve())
     if source != benchmark.source and not Path(source.partition(":")[2]).exists():
         raise DataError(f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root.")
+    path = results / f"{stem}.json"
+    budget = {
+        "seeds": list(seeds),
+        "steps": benchmark.steps,
+        "label_free_steps": benchmark.free_steps,
+        "preset": benchmark.preset,
+    }
+    kept = _kept(path, budget, benchmark.baselines) if keep else {}
     pairs: list[tuple[Outcome, Outcome]] = []
     for seed in seeds:
         tuned = pairs[0][0].run if pairs else None
         pairs.append(_one_seed(benchmark, source, runs / stem / f"seed-{seed}", seed, tuned))
     done, more = [default for default, _ in pairs], [with_more for _, with_more in pairs]
     first, metrics = done[0].run, done[0].metrics
-    compared = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
+    trained = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
+    said = read_posteriors(posteriors_path(path)) if kept else {}
+    known = [name for name in kept if all((name, seed) in said for seed in seeds)]
+    done, more = (
+        [_with_posteriors(outcome, said, known, seed) for outcome, seed in zip(some, seeds, strict=True)]
+        for some in (done, more)
+    )
+    compared = [name for name in BASELINES if name in (*trained, *known)]
     models: dict[str, Any] = {}
     for model, outcomes in ((OURS, done), (MORE, more)):
         each = [outcome.metrics for outcome in outcomes]
         models[model] = {**summarise(each), "cost": own_cost(outcomes)}
         models |= _ensemble_entry(model, models[model], outcomes, OURS)
-    for baseline in compared:
-        each = [outcome.baselines[baseline] for outcome in done]
-        models[baseline] = {**summarise(each), "cost": baseline_cost(done, baseline)}
-        if isinstance(BASELINES[baseline], Network):  # the others hardly depend on the seed
-            models |= _ensemble_entry(baseline, models[baseline], done, baseline)
+    for baseline in BASELINES:
+        if baseline in kept:
+            models |= kept[baseline]
+        elif baseline in trained:
+            each = [outcome.baselines[baseline] for outcome in done]
+            models[baseline] = {
+                **summarise(each),
+                "cost": baseline_cost(done, baseline),
+                "val_log_loss": val_log_loss(done, baseline),
+            }
+            if isinstance(BASELINES[baseline], Network):  # the others hardly depend on the seed
+                models |= _ensemble_entry(baseline, models[baseline], done, baseline)
     paired = {OURS: _paired(done, compared), MORE: _paired(more, compared)}
-    mixed = mixtures(done, compared)
+    mixed = mixtures({name: models[name]["val_log_loss"] for name in compared})
     more = add_mixtures(more, mixed)
-    for model, entry in mixture_entries(more, done, mixed).items():
+    costs = {**{name: models[name]["cost"] for name in compared}, OURS: models[MORE]["cost"]}
+    for model, entry in mixture_entries(more, mixed, costs).items():
         models |= {model: entry, **_ensemble_entry(model, entry, more, model)}
         if model in WITHOUT_OURS:
             paired[model] = _paired(more, list(dict.fromkeys([*compared, WITHOUT_OURS[model]])), model)
@@ -178,16 +212,16 @@ def run_benchmark(
         "benchmark": name,
         "command": f"scorebayes benchmark {name} --seeds {len(seeds)}"
         + ("" if baselines is None else f" --baselines {','.join(baselines) or 'none'}")
+        + (" --keep" if keep else "")
         + (" --quick" if quick else ""),
         "quick": quick,
-        "seeds": list(seeds),
-        "steps": benchmark.steps,
-        "label_free_steps": benchmark.free_steps,
-        "preset": benchmark.preset,
+        **budget,
         "more": {"likelihood": MORE_LIKELIHOOD},
         "mixtures": {
             model: [MORE if part == OURS else part for part in parts] for model, parts in mixed.items()
         },
+        "classes": list(first.facts.classes),
+        "positive": first.facts.classes[first.facts.info.positive],
         "test_images": metrics["n"],
         "estimator": first.config.sections["likelihood"],
         "nfe_per_class": metrics["nfe_per_class"],
@@ -198,9 +232,52 @@ def run_benchmark(
         "written": time.strftime("%Y-%m-%d"),
     }
     results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{stem}.json"
+    others = {name: (name, more) for name in (*compared, *mixed)}
+    rows = [
+        outcome.rows(model, held_as, seed)
+        for model, (held_as, outcomes) in {OURS: (OURS, done), MORE: (OURS, more), **others}.items()
+        for outcome, seed in zip(outcomes, seeds, strict=True)
+    ]
+    write_posteriors(posteriors_path(path), rows)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def _kept(path: Path, budget: Mapping[str, Any], trained: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The entries of the baselines that an earlier file has and this run does not train, by name: that of the baseline and,
+    where there is one, of its ensemble. They say when they were measured, and by which command."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file, so that nothing can be kept.", "Leave out --keep.")
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in budget.items():
+        if earlier[key] != value:
+            raise ConfigError(
+                f"{path}: its {key} were {earlier[key]}, now they are {value}.", "Leave out --keep."
+            )
+    origin = {"written": earlier["written"], "command": earlier["command"]}
+    return {
+        name: {
+            model: {**entry, "measured": entry.get("measured", origin)}
+            for model, entry in earlier["models"].items()
+            if model in (name, ENSEMBLE.format(name))
+        }
+        for name in BASELINES
+        if name in earlier["models"] and name not in ("logistic", *trained)
+    }
+
+
+def _with_posteriors(
+    outcome: Outcome, said: Mapping[tuple[str, int], pd.DataFrame], names: Sequence[str], seed: int
+) -> Outcome:
+    """An outcome with what baselines said before of the same images. DataError where they saw others."""
+    columns = [f"prob_{name}" for name in outcome.run.facts.classes]
+    prob = dict(outcome.prob)
+    for name in names:
+        rows = said[name, seed].reindex(list(outcome.images))
+        if rows[columns].isna().any(axis=None):
+            raise DataError(f"the kept posteriors of {name} are of other test images.", "Leave out --keep.")
+        prob[name] = rows[columns].to_numpy(np.float64)
+    return replace(outcome, prob=prob)
 
 
 def require_known(names: Sequence[str]) -> tuple[str, ...]:
@@ -293,18 +370,19 @@ def leads(done: Sequence[Outcome], rivals: Sequence[str], ours: str = OURS) -> d
     return {rival: seed_mean_difference(done, ours, rival, positive) for rival in rivals}
 
 
-def mixtures(done: Sequence[Outcome], baselines: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def val_log_loss(done: Sequence[Outcome], name: str) -> list[float]:
+    """Of a baseline on validation images (cross-fitted temperature), seed by seed."""
+    return [float(open_baseline(outcome.run, name).record["val_log_loss"]) for outcome in done]
+
+
+def mixtures(val_log_loss: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, ...]]:
     """The models whose log-odds are the mean of others', and of which. The two baselines of ``BEST`` have the lowest
-    log-loss on validation images (cross-fitted temperature), mean over the seeds."""
+    log-loss on validation images, mean over the seeds."""
     found: dict[str, tuple[str, ...]] = {}
-    if REFERENCE in baselines:
+    if REFERENCE in val_log_loss:
         found[WITH_REFERENCE] = (OURS, REFERENCE)
-    if len(baselines) > 1:
-        loss = {
-            name: np.mean([open_baseline(outcome.run, name).record["val_log_loss"] for outcome in done])
-            for name in baselines
-        }
-        best, second = sorted(baselines, key=lambda name: loss[name])[:2]
+    if len(val_log_loss) > 1:
+        best, second = sorted(val_log_loss, key=lambda name: np.mean(val_log_loss[name]))[:2]
         found |= {BEST: (OURS, best, second), CONTROL: (best, second)}
     return found
 
@@ -319,12 +397,9 @@ def add_mixtures(done: Sequence[Outcome], mixed: Mapping[str, Sequence[str]]) ->
 
 
 def mixture_entries(
-    done: Sequence[Outcome], beside: Sequence[Outcome], mixed: Mapping[str, Sequence[str]]
+    done: Sequence[Outcome], mixed: Mapping[str, Sequence[str]], costs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Results and costs of ``mixtures``: all that take part are trained and asked. ``beside``: the outcomes whose runs hold
-    the baselines."""
-    costs = {part: baseline_cost(beside, part) for parts in mixed.values() for part in parts if part != OURS}
-    costs[OURS] = own_cost(done)
+    """Results and costs of ``mixtures``: all that take part are trained and asked. ``costs``: of ``OURS`` and baselines."""
     return {
         name: {
             **summarise([outcome.metrics_of(name) for outcome in done]),

@@ -37,6 +37,7 @@ from scorebayes.benchmark import (
     pretrain,
     summarise,
     train_beside,
+    val_log_loss,
 )
 from scorebayes.benchmark_figures import COLOURS
 from scorebayes.benchmark_names import CONTROL, OURS, REFERENCE, WITHOUT_OURS
@@ -313,9 +314,9 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
         cost = baseline_cost(outcomes, name)
         models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
     paired = {OURS: leads(outcomes, study.baselines)}
-    mixed = mixtures(outcomes, study.baselines)
+    mixed = mixtures({name: val_log_loss(outcomes, name) for name in study.baselines})
     outcomes = add_mixtures(outcomes, mixed)
-    models |= mixture_entries(outcomes, outcomes, mixed)
+    models |= mixture_entries(outcomes, mixed, {name: model["cost"] for name, model in models.items()})
     for name, without in WITHOUT_OURS.items():
         if name in mixed:
             rivals = {REFERENCE, without} & outcomes[0].prob.keys()

@@ -187,7 +187,7 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
     yield _table(
         ["model", *METRICS.values()],
         [
-            [name, *(_cell(model.get("test", {}).get(metric)) for metric in METRICS)]
+            [_dated(name, model), *(_cell(model.get("test", {}).get(metric)) for metric in METRICS)]
             for name, model in models.items()
         ],
     )
@@ -201,6 +201,11 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
         yield _table(["model", "minus", "AUC difference", "p"], rows)
     else:
         yield "Paired tests: none in the file."
+
+
+def _dated(name: str, model: Mapping[str, Any]) -> str:
+    """A model, with the day it was measured where that is not that of the file."""
+    return f"{name} ({model['measured']['written']})" if "measured" in model else name
 
 
 def _curve(found: dict[str, Any] | None, name: str, vary: str) -> Iterable[str]:

@@ -346,7 +346,7 @@ def _validation(run: Run) -> list[dict[str, float]]:
 
 # -- AUC against evaluations ----------------------------------------------------------------------------------------------
 
-PASSES = 8
+EVALUATIONS_PER_LEVEL = 8
 CURVES: dict[str, dict[int, Any]] = {
     "probability flow, Heun": {n: Flow("heun", n, mode="reverse") for n in (4, 8, 16)},
     "probability flow, RK4": {n: Flow("rk4", n, mode="reverse") for n in (4, 8)},
@@ -383,11 +383,17 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
     test = _some(load_split(run, "test"), images, run.config.seed)
     val = _some(load_split(run, "val"), val_images, run.config.seed)
     scored: dict[str, Denoising] = {
-        "class score": replace(own, repeats=PASSES),
-        "class score, antithetic": replace(own, repeats=PASSES // 2, antithetic=True),
+        "class score": replace(own, repeats=_passes(own)),
+        "class score, noise by image": replace(own, repeats=_passes(own), common_noise=False),
+        "class score, independent draws": replace(
+            own, repeats=EVALUATIONS_PER_LEVEL, common_noise=False, antithetic=False
+        ),
     }
     on_val, _ = _take_turns(run, val, [Contestant(k, v, len(val)) for k, v in scored.items()], "validation")
-    bound, highest = DenoisingBound(levels=own.levels, repeats=PASSES), trained_log_snr_max(run)
+    bound, highest = (
+        DenoisingBound(levels=own.levels, repeats=EVALUATIONS_PER_LEVEL),
+        trained_log_snr_max(run),
+    )
     nats = [
         Contestant("bound", bound, len(test), highest),
         Contestant("bound, all noise levels", bound, len(test)),
@@ -401,7 +407,7 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
         passes = range(1, scored[name].repeats + 1)
         curves[name] = [_calibrated(run, on_test[name], on_val[name], p) for p in passes]
     for each in nats:
-        shorter = [_first_passes(on_test[each.name], own.levels, p) for p in (1, 2, 4, PASSES)]
+        shorter = [_first_passes(on_test[each.name], own.levels, p) for p in (1, 2, 4, EVALUATIONS_PER_LEVEL)]
         curves[each.name] = [_as_it_is(table, positive) for table in shorter]
     curves["sequential"] = [
         _sequential(run, own, on_test["class score"], on_val["class score"], error) for error in TARGET_ERRORS
@@ -427,6 +433,11 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
         "command": f"scorebayes benchmark curves {run.path} --images {images}",
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
+
+
+def _passes(estimator: Denoising) -> int:
+    """Over the noise levels, for all evaluations."""
+    return EVALUATIONS_PER_LEVEL // (2 if estimator.antithetic else 1)
 
 
 def _first_passes(table: LogLikTable, levels: int, passes: int) -> LogLikTable:
@@ -468,8 +479,8 @@ class _Replay:
 
     table: LogLikTable
     levels: int
+    antithetic: bool
     kind: Literal["class-score"] = "class-score"
-    antithetic: bool = False
 
     def passes(
         self, score: Score, x: Tensor, draws: Draws, numbers: range, classes: Tensor | None = None
@@ -488,8 +499,8 @@ def _sequential(run: Run, own: Denoising, test: LogLikTable, val: LogLikTable, t
         few, _shares(few.labels, few.draws.shape[2]), seed=run.config.seed
     )
     test = test.usable()
-    replay: Any = _Replay(test, own.levels)
-    rule = Sequential(calibration, run.log_prior, PASSES, target_error, replay)
+    replay: Any = _Replay(test, own.levels, own.antithetic)
+    rule = Sequential(calibration, run.log_prior, _passes(own), target_error, replay)
     result = rule(run.score, torch.empty(len(test)), Draws(run.config.seed, test.keys))
     n_classes = test.draws.shape[2]
     return _Point(

@@ -31,8 +31,11 @@ def _over_seeds(name: str) -> Callable[..., None]:
         quick: Annotated[
             bool, typer.Option("--quick", help="Few steps of the tiny preset; a file of its own.")
         ] = False,
+        keep: Annotated[
+            bool, typer.Option("--keep", help="Leave other baselines of the present result file in it.")
+        ] = False,
         runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
-        out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
+        out: Annotated[Path, typer.Option(help="Folder for JSON file and posteriors.")] = RESULTS,
         figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
     ) -> None:
         from scorebayes.benchmark import run_benchmark
@@ -41,7 +44,9 @@ def _over_seeds(name: str) -> Callable[..., None]:
 
         names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
         n_seeds = seeds or (1 if quick else 3)
-        path = run_benchmark(name, data_root, runs, out, range(n_seeds), baselines=names, quick=quick)
+        path = run_benchmark(
+            name, data_root, runs, out, range(n_seeds), baselines=names, quick=quick, keep=keep
+        )
         found = json.loads(path.read_text())
         figure = figures / f"{path.stem}-costs.svg"
         draw_costs(found, figure)
@@ -285,6 +290,26 @@ def page(
     from scorebayes.benchmark_page import write_page
 
     typer.echo(f"written: {write_page(results, figures, out)}")
+
+
+@app.command()
+def compare(
+    results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="CSV", help="image_id and prob_<positive class> of all test images.")
+    ],
+) -> None:
+    """Your own classifier beside a benchmark's models, on the same test images: AUC, and paired differences to each.
+
+    Example: scorebayes benchmark compare benchmarks/results/breastmnist.json mine.csv
+    """
+    from scorebayes.benchmark_compare import compare_predictions
+
+    found = compare_predictions(results, predictions)
+    typer.echo(f"test AUC {found['auc']:.3f}")
+    for model, lead in found["minus"].items():
+        low, high = lead["auc_difference_ci95"]
+        typer.echo(f"minus {model}: {lead['auc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

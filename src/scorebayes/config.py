@@ -132,7 +132,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "log_snr_mean": 0.5,
             "log_snr_std": 2.0,
         },
-        "likelihood": {"mean": 0.5, "std": 2.0, "repeats": 2},
+        "likelihood": {"mean": 0.5, "std": 2.0},
     },
     # The label in the decoder only: all classes of a noised image share one pass of the encoder.
     "small": {

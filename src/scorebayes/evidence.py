@@ -45,7 +45,7 @@ class Evidence:
 
     levels: [L, S, S], evidence of each pixel at each noise level, from coarse (much noise) to fine.
     std_error: [S, S], Monte-Carlo standard error of ``total``, pixel by pixel; NaN with one draw in all.
-    level_std_error: [L], of the sums of ``levels``; NaN with one draw a level.
+    level_std_error: [L], of the sums of ``levels``; NaN with one evaluation a level.
     log_snr: [L], mean log-SNR of the draws of each level.
     offset: what no pixel says: bias and prior (and the entropy of the other classes, where there are several).
     table, posterior: of this image, from the same draws.
@@ -108,30 +108,42 @@ def explain(
     share = softmax(others)  # of each other class among the others
 
     maps = np.zeros((len(table.level), *x.shape[2:]))
-    times = np.zeros(len(table.level))
+    sums: list[list[float]] = [[] for _ in table.level]  # of every draw, evaluation by evaluation
     with torch.no_grad():
         for draw, squares in estimator.squared_residuals(run.score, x, Draws(run.config.seed, [key])):
-            maps[draw] += split_by_pixel(squares.sum(1).numpy(), target, share, x[0].numel())
-            times[draw] += 1
-    maps /= times[:, None, None]
+            part = split_by_pixel(squares.sum(1).numpy(), target, share, x[0].numel())
+            maps[draw] += part
+            sums[draw].append(float(part.sum()))
+    maps /= np.array([len(of) for of in sums])[:, None, None]
 
-    per_level = [maps[table.level == level] for level in np.unique(table.level)]
-    levels = np.stack([w * of.mean(axis=0) for w, of in zip(calibration.weights, per_level, strict=True)])
+    per_level = [np.flatnonzero(table.level == level) for level in np.unique(table.level)]
+    levels = np.stack(
+        [w * maps[of].mean(axis=0) for w, of in zip(calibration.weights, per_level, strict=True)]
+    )
     variance = calibration.variance_of_mean(table, maps.reshape(len(maps), -1)).reshape(maps.shape[1:])
-    sums = [w * of.sum(axis=(1, 2)) for w, of in zip(calibration.weights, per_level, strict=True)]
     given = calibration.bias + log_prior
     return Evidence(
         target=target,
         levels=levels,
         std_error=np.sqrt(variance),
         level_std_error=np.array(
-            [np.sqrt(of.var(ddof=1) / len(of)) if len(of) > 1 else np.nan for of in sums]
+            [
+                w * _std_error([sums[draw] for draw in of])
+                for w, of in zip(calibration.weights, per_level, strict=True)
+            ]
         ),
-        log_snr=np.array([table.log_snr[table.level == level].mean() for level in np.unique(table.level)]),
+        log_snr=np.array([table.log_snr[of].mean() for of in per_level]),
         offset=float(given[target] - share @ given - entr(share).sum()),
         table=table,
         posterior=posterior,
     )
+
+
+def _std_error(draws: list[list[float]]) -> float:
+    """Of the mean of some draws, given by their evaluations. Of a single one, whose evaluations are antithetic, as if they
+    were independent, which errs on the safe side."""
+    values = [np.mean(of) for of in draws] if len(draws) > 1 else draws[0]
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
 
 
 def split_by_pixel(squares: Map, target: int, share: NDArray[np.float64], dims: int) -> Map:

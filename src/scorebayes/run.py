@@ -44,7 +44,7 @@ from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
 from scorebayes.typicality import Typicality
 
-FORMAT = 1
+FORMAT = 2
 """Of the run directory. Raise it, and read the older ones, when a file changes its meaning."""
 
 PACKAGES = (
@@ -321,10 +321,14 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
             raise ConfigError(
                 f"{path}: no run directory ({name} is missing).", "Make one with 'scorebayes train'."
             )
-    config = resolve(read_toml(path / "config.toml"), preset=None)
     stored = json.loads((path / "source.json").read_text())
-    if stored.pop("format", FORMAT) > FORMAT:
+    written = stored.pop("format", 1)
+    if written > FORMAT:
         raise ConfigError(f"{path}: written by a newer version of scorebayes.", "Install that version.")
+    layer = read_toml(path / "config.toml")
+    if written == 1 and layer.get("likelihood", {}).get("kind") == "denoising":
+        layer["likelihood"].setdefault("common_noise", False)  # what its calibration was fitted on
+    config = resolve(layer, preset=None)
     if stored.pop("pipeline", config.prepare.fingerprint) != config.prepare.fingerprint:
         raise ConfigError(
             f"{path}: the images were prepared otherwise than [prepare] and this version of scorebayes would.",

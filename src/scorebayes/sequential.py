@@ -70,7 +70,7 @@ class Sequential:
 
     calibration: Calibration
     log_prior: NDArray[np.float64]
-    budget: int = 8
+    budget: int = 4
     target_error: float = 0.05
     estimator: Denoising = field(default_factory=Denoising)
 
@@ -194,7 +194,7 @@ class Sequential:
 
 
 def decide_sequentially(
-    run: Run, x: Tensor, keys: Sequence[str], *, budget: int = 8, target_error: float = 0.05
+    run: Run, x: Tensor, keys: Sequence[str], *, budget: int = 4, target_error: float = 0.05
 ) -> SequentialResult:
     """``Sequential`` with the network, calibration and prior of a run: x [N, C, S, S] standardised, one key per image.
 

@@ -19,8 +19,9 @@ from scorebayes.evaluate import calibrate
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising
 from scorebayes.run import Run, log_lik_table, open_run
-from scorebayes.scoring import read_table, score_split
+from scorebayes.scoring import score_split
 from scorebayes.table import LogLikTable
+from scorebayes.train import step_seed
 
 TRIALS = 3  # of the present and of the fitted density, on fresh draws: the best of many tries is good by luck
 
@@ -75,20 +76,19 @@ def tune(run: Run) -> Tuned:
         raise ConfigError(
             f"{run.path}: only the class score has noise levels to tune.", "Set [likelihood] kind."
         )
-    score_split(run, "val")
-    table = read_table(run, "val").usable()
-    shares = np.log(np.bincount(table.labels, minlength=len(run.facts.classes)) / len(table))
-    mean, std = neyman_density(table, fit_calibration(table, shares, seed=run.config.seed))
     val = load_split(run, "val")
     x = run.standardise(val.images)
 
+    def table(likelihood: Denoising, seed: int) -> LogLikTable:
+        return log_lik_table(likelihood, run.score, x, val.keys, seed).with_labels(val.labels).usable()
+
+    spread = table(replace(own, repeats=max(2, own.repeats)), run.config.seed)
+    shares = np.log(np.bincount(spread.labels, minlength=len(run.facts.classes)) / len(spread))
+    mean, std = neyman_density(spread, fit_calibration(spread, shares, seed=run.config.seed))
+
     def mean_loss(likelihood: Denoising) -> float:
-        losses = []
-        for trial in range(TRIALS):
-            keys = [f"{key}/tune-{trial}" for key in val.keys]
-            made = log_lik_table(likelihood, run.score, x, keys, run.config.seed).with_labels(val.labels)
-            losses.append(fit_calibration(made, shares, seed=run.config.seed).log_loss)
-        return float(np.mean(losses))
+        fresh = [table(likelihood, step_seed(run.config.seed, -10 - trial)) for trial in range(TRIALS)]
+        return float(np.mean([fit_calibration(one, shares, seed=run.config.seed).log_loss for one in fresh]))
 
     fitted = replace(own, mean=mean, std=std)
     found = Tuned((own.mean, own.std), (mean, std), mean_loss(own), mean_loss(fitted))

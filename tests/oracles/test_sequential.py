@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from scorebayes.run import log_lik_table
 from scorebayes.sequential import Sequential
 
 LEVELS = 4
-ESTIMATOR = Denoising(levels=LEVELS, flips=False)
+ESTIMATOR = Denoising(levels=LEVELS, flips=False, antithetic=False, common_noise=False)
 
 
 def world_of(n_classes, separation=1.0):
@@ -38,8 +40,11 @@ def rule_of(n_classes, **options):
 
 
 def fixed(rule, world, x, keys, passes, seed=0):
-    estimator = Denoising(levels=LEVELS, flips=False, repeats=passes)
-    return bayes(log_lik_table(estimator, world, x, keys, seed), rule.log_prior, rule.calibration)
+    return bayes(
+        log_lik_table(replace(ESTIMATOR, repeats=passes), world, x, keys, seed),
+        rule.log_prior,
+        rule.calibration,
+    )
 
 
 def test_an_early_decision_is_seldom_another_than_that_of_many_draws():

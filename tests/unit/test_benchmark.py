@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -29,8 +30,10 @@ from scorebayes.benchmark import (
     run_benchmark,
     seed_mean_difference,
 )
+from scorebayes.benchmark_compare import compare_predictions
 from scorebayes.benchmark_figures import draw_costs
 from scorebayes.benchmark_names import BEST, CONTROL, MORE, OURS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark_posteriors import posteriors_path
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
@@ -46,18 +49,26 @@ def done(tmp_path_factory):
     """A benchmark of two seeds by its command: the folder, and the output."""
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.PRESETS, "tiny", {**LAYER, "train": {**LAYER["train"], "steps": 8}})
-        patch.setitem(BASELINES, "little", Network("little network", little, "0", rates=(1e-3,)))
-        patch.setitem(BENCHMARKS, "phantom", Benchmark(DATA, 8, "tiny", ("logistic", "little"), 6))
-        command = ["phantom", "--seeds", "2"]
-        for option in ("runs", "out", "figures"):
-            command += [f"--{option}", str(folder / option)]
-        first = CliRunner().invoke(app, [*command, "--baselines", "little"])
-        assert first.exit_code == 0, first.output
+        make_small(patch)
+        assert run_small(folder, "--baselines", "little").exit_code == 0
         patch.setattr(BASELINES["little"], "fit", None)  # what is finished is not trained again
-        second = CliRunner().invoke(app, [*command, "--baselines", "logistic,little"])
+        second = run_small(folder, "--baselines", "logistic,little")
         assert second.exit_code == 0, second.output
     return folder, second.output
+
+
+def make_small(patch):
+    """The benchmark on synthetic mammograms, with one network, in seconds."""
+    patch.setitem(config.PRESETS, "tiny", {**LAYER, "train": {**LAYER["train"], "steps": 8}})
+    patch.setitem(BASELINES, "little", Network("little network", little, "0", rates=(1e-3,)))
+    patch.setitem(BENCHMARKS, "phantom", Benchmark(DATA, 8, "tiny", ("logistic", "little"), 6))
+
+
+def run_small(folder, *options):
+    command = ["phantom", "--seeds", "2", *options]
+    for option in ("runs", "out", "figures"):
+        command += [f"--{option}", str(folder / option)]
+    return CliRunner().invoke(app, command)
 
 
 def test_every_model_has_metrics_and_costs_over_the_seeds(done):
@@ -77,6 +88,85 @@ def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     assert found["models"][BEST]["cost"]["multiply_adds"] == [None, None]  # not known of all of them
     assert found["quick"] is False and "--baselines logistic,little" in found["command"]
     assert "little: test AUC" in output
+
+
+def test_a_baseline_that_is_kept_is_compared_as_if_it_had_been_trained(done, tmp_path, monkeypatch):
+    """From the result files alone: its own folder is gone."""
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / f"runs/phantom/seed-{seed}/baselines/little")
+        for file in (tmp_path / f"runs/phantom/seed-{seed}").glob("*little*"):
+            file.unlink()
+    make_small(monkeypatch)
+    result = run_small(tmp_path, "--baselines", "logistic", "--keep")
+    assert result.exit_code == 0, result.output
+    before, after = (json.loads((f / "out/phantom.json").read_text()) for f in (done[0], tmp_path))
+    assert after["models"]["little"].pop("measured")["command"] == before["command"]
+    assert list(after["models"]) == list(before["models"])
+    assert after["models"]["little"] == before["models"]["little"]
+    assert after["mixtures"] == before["mixtures"]
+    for model in (OURS, BEST):
+        leads = [found["paired"][model]["little"]["auc_difference"] for found in (before, after)]
+        assert leads[0] == pytest.approx(leads[1], abs=1e-6)
+    assert after["command"].endswith("--keep")
+
+
+def test_nothing_is_kept_of_other_seeds_or_of_no_file(done, tmp_path, monkeypatch):
+    make_small(monkeypatch)
+    with pytest.raises(ConfigError, match="seeds were"):
+        run_benchmark("phantom", tmp_path, tmp_path, done[0] / "out", [0], keep=True)
+    with pytest.raises(ConfigError, match="no such file"):
+        run_benchmark("phantom", tmp_path, tmp_path, tmp_path / "out", [0, 1], keep=True)
+
+
+def test_the_posteriors_give_the_figures_of_the_file(done):
+    found = json.loads((done[0] / "out" / "phantom.json").read_text())
+    rows = pd.read_parquet(done[0] / "out" / "phantom-posteriors.parquet")
+    assert set(rows["model"]) == set(found["models"])
+    for (model, seed), part in rows.groupby(["model", "seed"]):
+        auc = roc_auc_score(part["label"] == "malignant", part["prob_malignant"])
+        assert auc == pytest.approx(found["models"][model]["test"]["auc"]["values"][seed], abs=1e-3)
+
+
+def test_predictions_from_elsewhere_are_compared_with_every_model(done, tmp_path):
+    """Those of our own model are level with it, and lead a baseline by what the file says."""
+    results = done[0] / "out" / "phantom.json"
+    found, rows = json.loads(results.read_text()), pd.read_parquet(posteriors_path(results))
+    table = tmp_path / "mine.csv"
+    # Both seeds in one table: an image in both test splits has two answers, and keeps the first here and there.
+    own = rows[rows["model"] == OURS].drop_duplicates("image_id")
+    own[["image_id", "prob_malignant"]].to_csv(table, index=False)
+    output = CliRunner().invoke(app, ["compare", str(results), str(table)], catch_exceptions=False).output
+    assert output.startswith("test AUC ") and output.count("minus ") == len(found["models"])
+    compared = compare_predictions(results, table)
+    first = rows[(rows["model"] == OURS) & (rows["seed"] == 0)]
+    auc = roc_auc_score(first["label"] == "malignant", first["prob_malignant"])
+    assert compared["minus"][OURS]["auc_difference_values"][0] == pytest.approx(0)
+    for model, lead in compared["minus"].items():
+        other = rows[(rows["model"] == model) & (rows["seed"] == 0)]
+        theirs = roc_auc_score(other["label"] == "malignant", other["prob_malignant"])
+        assert lead["auc_difference_values"][0] == pytest.approx(auc - theirs)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda table: table.iloc[1:], "lacks 1 of"),
+        (
+            lambda table: table.rename(columns={"prob_malignant": "score"}),
+            "lacks the column 'prob_malignant'",
+        ),
+        (lambda table: table.assign(prob_malignant="high"), "no number"),
+    ],
+)
+def test_incomplete_predictions_are_refused(done, tmp_path, change, message):
+    results = done[0] / "out" / "phantom.json"
+    own = pd.read_parquet(posteriors_path(results)).query("model == @OURS").drop_duplicates("image_id")
+    change(own[["image_id", "prob_malignant"]]).to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(DataError, match=message):
+        compare_predictions(results, tmp_path / "mine.csv")
+    with pytest.raises(DataError, match="no results"):
+        compare_predictions(tmp_path / "phantom.json", tmp_path / "mine.csv")
 
 
 def test_together_with_baselines_the_log_odds_are_the_mean_and_the_costs_add_up(done):
@@ -108,7 +198,7 @@ def test_the_variant_of_more_evaluations_has_the_same_weights(done):
     default, more = (open_run(done[0] / "runs" / "phantom" / f"seed-0{end}", "cpu") for end in ("", "-more"))
     assert more.checkpoints.best()["sha256"] == default.checkpoints.best()["sha256"]
     draws = [len(read_table(run, "test").level) for run in (default, more)]
-    assert draws[1] == draws[0] // LAYER["likelihood"]["repeats"] * MORE_LIKELIHOOD["repeats"]
+    assert draws[1] == draws[0] * MORE_LIKELIHOOD["repeats"]
     assert not np.array_equal(default.calibration.weights, more.calibration.weights)
 
 
@@ -220,18 +310,12 @@ def test_an_ensemble_is_the_mean_log_odds_of_seeds_that_share_their_test_images(
     assert not benchmark._ensemble_entry("shown", {"cost": cost}, [outcomes[0], elsewhere], "a")
 
 
-def test_the_partners_are_the_baselines_of_the_lowest_validation_loss_over_all_seeds(monkeypatch):
-    losses = {"first": {"a": 0.1, "b": 0.5, "c": 0.3}, "second": {"a": 0.9, "b": 0.2, "c": 0.3}}
-    monkeypatch.setattr(
-        benchmark,
-        "open_baseline",
-        lambda run, name: SimpleNamespace(record={"val_log_loss": losses[run][name]}),
-    )
-    outcomes = [outcome(run, np.array([0, 1])) for run in losses]
-    assert mixtures(outcomes, ["a", "b", "c"]) == {BEST: (OURS, "c", "b"), CONTROL: ("c", "b")}
-    assert mixtures(outcomes[:1], ["a", "b", "c"])[CONTROL] == ("a", "c")
-    assert mixtures(outcomes, [REFERENCE]) == {WITH_REFERENCE: (OURS, REFERENCE)}
-    assert mixtures(outcomes, ["a"]) == {}
+def test_the_partners_are_the_baselines_of_the_lowest_validation_loss_over_all_seeds():
+    losses = {"a": [0.1, 0.9], "b": [0.5, 0.2], "c": [0.3, 0.3]}
+    assert mixtures(losses) == {BEST: (OURS, "c", "b"), CONTROL: ("c", "b")}
+    assert mixtures({name: values[:1] for name, values in losses.items()})[CONTROL] == ("a", "c")
+    assert mixtures({REFERENCE: [0.1]}) == {WITH_REFERENCE: (OURS, REFERENCE)}
+    assert mixtures({"a": [0.1]}) == {}
 
 
 def test_of_a_mixture_the_log_odds_are_the_mean_of_its_parts():

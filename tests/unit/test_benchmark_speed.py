@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 def quick(monkeypatch):
     """The same benchmark with loose tolerances and few repetitions."""
     monkeypatch.setattr(benchmark_speed, "PaperFlow", lambda **options: PaperFlow(**EASY, **options))
-    monkeypatch.setattr(benchmark_speed, "PASSES", 4)
+    monkeypatch.setattr(benchmark_speed, "EVALUATIONS_PER_LEVEL", 4)
     monkeypatch.setattr(
         benchmark_speed, "CURVES", {"probability flow, Heun": {2: Flow("heun", 2, mode="reverse")}}
     )
@@ -63,10 +63,10 @@ def test_curves_hold_every_estimator_and_the_figure_is_drawn(run, quick, tmp_pat
                "--out", str(out), "--figure", str(figure)]  # fmt: skip
     CliRunner().invoke(cli_benchmark.app, command, catch_exceptions=False)
     curves = json.loads(out.read_text())["curves"]
-    assert [point["evaluations_per_class"] for point in curves["class score"]] == [4, 8, 12, 16]
-    assert [point["evaluations_per_class"] for point in curves["class score, antithetic"]] == [8, 16]
+    assert [point["evaluations_per_class"] for point in curves["class score"]] == [8, 16]
+    assert [p["evaluations_per_class"] for p in curves["class score, independent draws"]] == [4, 8, 12, 16]
     assert {"bound", "bound, all noise levels", "sequential", "probability flow, Heun"} <= set(curves)
-    assert all(4 <= point["evaluations_per_class"] <= 16 for point in curves["sequential"])
+    assert all(8 <= point["evaluations_per_class"] <= 16 for point in curves["sequential"])
     text = figure.read_text()
     assert text.lstrip().startswith("<?xml") and "sequential" in text
 
@@ -75,7 +75,7 @@ def test_a_replayed_sequential_decision_is_the_real_one(run):
     images = load_split(run, "test").subset(range(6))
     x = run.standardise(images.images)
     table = run.log_lik(x, images.keys, replace(run.likelihood, repeats=4))
-    replay = benchmark_speed._Replay(table, run.likelihood.levels)
+    replay = benchmark_speed._Replay(table, run.likelihood.levels, run.likelihood.antithetic)
     rule = benchmark_speed.Sequential(run.calibration, run.log_prior, 4, 0.5, replay)
     replayed = rule(run.score, torch.empty(6), benchmark_speed.Draws(run.config.seed, images.keys))
     real = decide_sequentially(run, x, images.keys, budget=4, target_error=0.5)

@@ -64,7 +64,7 @@ def with_estimator(run, monkeypatch, **changes):
     return estimator
 
 
-@pytest.mark.parametrize("changes", [{}, {"antithetic": True}, {"flips": False}, {"rows_per_call": 6}])
+@pytest.mark.parametrize("changes", [{}, {"antithetic": False}, {"flips": False}, {"rows_per_call": 6}])
 def test_the_map_sums_to_the_log_odds_that_bayes_reports(run, monkeypatch, changes):
     estimator = with_estimator(run, monkeypatch, repeats=3, **changes)
     x, key = one(run)
@@ -126,8 +126,8 @@ def test_of_three_classes_the_map_still_sums_to_the_log_odds(run, monkeypatch):
 
 def test_mirrored_draws_are_turned_back(run):
     x, key = one(run)
-    estimator = Denoising(levels=2, repeats=2, flips=True)
-    draws = Draws(0, [key])
+    estimator = Denoising(levels=2, repeats=2, flips=True, antithetic=False)
+    draws = Draws(0, [key]).common()
 
     class Silent(GaussianScore):
         """A score that removes no noise at all: the residual is the noise itself."""
@@ -142,7 +142,7 @@ def test_mirrored_draws_are_turned_back(run):
 
 
 def test_the_standard_error_is_that_of_the_spread_between_repeats(run, monkeypatch):
-    with_estimator(run, monkeypatch, repeats=4)
+    with_estimator(run, monkeypatch, repeats=4, common_noise=False)
     images = load_split(run, "test")
     x = run.standardise(images.images[:1])
     found = [explain(run, x, f"key {i}") for i in range(30)]

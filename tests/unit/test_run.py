@@ -115,7 +115,7 @@ def test_metrics_have_what_the_documentation_promises(run):
     for name in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"):
         low, high = metrics[f"{name}_ci95"]
         assert low <= metrics[name] <= high
-    assert metrics["nfe_per_image"] == 16  # 4 levels x 2 repeats x 2 classes
+    assert metrics["nfe_per_image"] == 16  # 4 levels x 2 antithetic evaluations x 2 classes
     assert metrics["seconds_per_image"] > 0
     assert "logistic regression on pixels" in metrics["baselines"]
     assert metrics["patient_level"]["n"] < metrics["n"]

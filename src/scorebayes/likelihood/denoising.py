@@ -39,11 +39,14 @@ class Denoising:
     Parameters
     ----------
     levels: strata of the log-SNR, of equal probability under N(mean, std^2).
-    repeats: draws in each stratum; two or more give a standard error.
+    repeats: draws in each stratum; with one, neighbouring strata make the standard error, which is then too large.
     mean, std: of the log-SNR density.
     flips: mirror the image in every second evaluation of a level (for networks trained with flips).
     antithetic: a draw is the mean over two evaluations, the second with the noise negated and the noise level reflected
         within its stratum: what is linear in either cancels.
+    common_noise: all images of a run are asked with the same noise and noise levels (common random numbers), so that what
+        these do to all of them alike changes no order, and is in the bias that the calibration takes off. False: every
+        image has its own, named by its key.
     images_per_call: images that share a network call: 4 are a fifth faster than 1 on a CPU, a GPU takes more. Images do not
         mix, but how a library adds may depend on how many there are: 1 makes a result independent of the others to the
         bit by construction (with the networks here it is so with more, too), else it is up to rounding.
@@ -51,11 +54,12 @@ class Denoising:
     """
 
     levels: int = 8
-    repeats: int = 2
+    repeats: int = 1
     mean: float = -1.0
     std: float = 2.0
     flips: bool = True
-    antithetic: bool = False
+    antithetic: bool = True
+    common_noise: bool = True
     images_per_call: int = 4
     rows_per_call: int = 256
 
@@ -78,11 +82,12 @@ class Denoising:
         x [N, C, H, W], numbers of the passes, classes [Y] -> class scores [P * levels, N, Y], log-SNR
         [N, P * levels].
         """
-        noise, evaluations = self._plan(score, draws, numbers, classes)
-        errors = [noise.squared_errors(score, x, each) for each in evaluations]
-        values = [_class_score(error, x[0].numel()) for error in errors]
-        log_snr = [each.log_snr for each in evaluations]
-        return sum(values[1:], values[0]) / len(values), sum(log_snr[1:], log_snr[0]) / len(log_snr)
+        noise, asked = self._plan(score, draws, numbers, classes)
+        values = _class_score(noise.squared_errors(score, x, asked), x[0].numel())
+        n_draws = self.levels * len(numbers)
+        times = len(asked.numbers) // n_draws
+        of_draws = values.reshape(times, n_draws, *values.shape[1:]).mean(axis=0)
+        return of_draws, asked.log_snr.unflatten(1, (times, n_draws)).mean(dim=1)
 
     def squared_residuals(self, score: Score, x: Tensor, draws: Draws) -> Iterator[tuple[int, Tensor]]:
         """The draws of ``__call__`` pixel by pixel, for one image x [1, C, H, W]: what their errors are sums of.
@@ -90,31 +95,38 @@ class Denoising:
         Yields the number of the draw and its squared residual under every class [Y, C, H, W] float64, turned back
         where it was mirrored. With ``antithetic`` every number comes twice.
         """
-        noise, evaluations = self._plan(score, draws, range(self.repeats))
-        for each in evaluations:
-            for _, block, squares in noise.squared_residuals(score, x, each):
-                for number, square in zip(range(block.start, block.stop), squares[0], strict=True):
-                    yield number, square.flip(-1) if each.mirrored[number] else square
+        noise, asked = self._plan(score, draws, range(self.repeats))
+        for _, block, squares in noise.squared_residuals(score, x, asked):
+            for number, mirrored, square in zip(
+                asked.numbers[block], asked.mirrored[block], squares[0], strict=True
+            ):
+                yield int(number), square.flip(-1) if mirrored else square
 
     def _plan(
         self, score: Score, draws: Draws, numbers: range, classes: Tensor | None = None
-    ) -> tuple[_Noise, list[_Evaluation]]:
-        """The noise of some passes, and at which levels it is used: once, or twice where antithetic."""
+    ) -> tuple[_Noise, _Evaluations]:
+        """The evaluations of some passes: one of every draw and, where antithetic, then another of every draw."""
         first, stop = numbers.start * self.levels, numbers.stop * self.levels
+        draws = draws.common() if self.common_noise else draws
         place = draws.uniform("level", (stop,))[:, first:]
         stratum = torch.arange(self.levels).repeat(len(numbers))
         mirrored = np.repeat(np.arange(numbers.start, numbers.stop) % 2 == 1, self.levels) & self.flips
-        noise = _Noise(draws, range(first, stop), self.images_per_call, self.rows_per_call, classes)
+        noise = _Noise(draws, self.images_per_call, self.rows_per_call, classes)
         low, high = score.noise.log_snr_range
 
         def log_snr_at(place: Tensor) -> Tensor:
             quantile = (stratum + place) / self.levels
             return (self.mean + self.std * torch.special.ndtri(quantile)).clamp(low, high)
 
-        evaluations = [_Evaluation(log_snr_at(place), mirrored)]
+        asked = _Evaluations(np.arange(first, stop), log_snr_at(place), mirrored, np.ones(len(mirrored)))
         if self.antithetic:
-            evaluations.append(_Evaluation(log_snr_at(1 - place), ~mirrored & self.flips, sign=-1.0))
-        return noise, evaluations
+            asked = _Evaluations(
+                np.tile(asked.numbers, 2),
+                torch.cat([asked.log_snr, log_snr_at(1 - place)], dim=1),
+                np.concatenate([mirrored, ~mirrored & self.flips]),
+                np.repeat([1.0, -1.0], len(mirrored)),
+            )
+        return noise, asked
 
 
 def _class_score(errors: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
@@ -158,9 +170,11 @@ class DenoisingBound:
         level = np.tile(np.arange(self.levels), self.repeats)
         quantile = (torch.from_numpy(level) + draws.uniform("level", (len(level),))) / self.levels
         log_snr, density = self._log_snr(quantile, *score.noise.log_snr_range)
-        noise = _Noise(draws, range(len(level)), self.images_per_call, self.rows_per_call)
-        gain = noise.white_errors(x, log_snr)[..., None]
-        gain = gain - noise.squared_errors(score, x, _Evaluation(log_snr, np.zeros(len(level), dtype=bool)))
+        noise = _Noise(draws, self.images_per_call, self.rows_per_call)
+        once = _Evaluations(
+            np.arange(len(level)), log_snr, np.zeros(len(level), dtype=bool), np.ones(len(level))
+        )
+        gain = noise.white_errors(x, log_snr)[..., None] - noise.squared_errors(score, x, once)
         pixels = x.double().cpu().flatten(1)
         white = -0.5 * (pixels.square().sum(1) + pixels.shape[1] * math.log(2 * math.pi))
         nats = white.numpy()[:, None] + 0.5 * gain / density.T.numpy()[..., None]
@@ -178,47 +192,47 @@ class DenoisingBound:
         )
 
 
-class _Evaluation(NamedTuple):
-    """How the network is asked about K draws: at log_snr [N, K], mirrored [K], with the noise times ``sign``."""
+class _Evaluations(NamedTuple):
+    """What the network is asked: the noise of the draws with these numbers [K], at log_snr [N, K], mirrored [K] and times
+    ``sign`` [K]. Named by its number, a draw is the same however many there are."""
 
+    numbers: NDArray[np.int64]
     log_snr: Tensor
     mirrored: NDArray[np.bool_]
-    sign: float = 1.0
+    sign: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class _Noise:
-    """The noise of K numbered draws and how it is carried through the network.
-
-    numbers: of the draws; named by its number, a draw is the same however many there are. classes: [Y], None for all.
-    """
+    """How noise is carried through the network. classes: [Y], None for all."""
 
     draws: Draws
-    numbers: range
     images_per_call: int
     rows_per_call: int
     classes: Tensor | None = None
 
-    def squared_errors(self, score: Score, x: Tensor, evaluation: _Evaluation) -> NDArray[np.float64]:
+    def squared_errors(self, score: Score, x: Tensor, asked: _Evaluations) -> NDArray[np.float64]:
         """||eps - eps_hat(x_t, t, y)||^2 summed over pixels, x [N, C, H, W] -> [K, N, Y]."""
-        n, k = evaluation.log_snr.shape
+        n, k = asked.log_snr.shape
         errors = np.empty((k, n, self._n_classes(score)))
-        for images, block, squares in self.squared_residuals(score, x, evaluation):
+        for images, block, squares in self.squared_residuals(score, x, asked):
             errors[block, images] = squares.flatten(3).sum(3).transpose(0, 1).numpy()
         return errors
 
     def squared_residuals(
-        self, score: Score, x: Tensor, evaluation: _Evaluation
+        self, score: Score, x: Tensor, asked: _Evaluations
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """(eps - eps_hat(x_t, t, y))^2 in parts: images, draws, [images, draws, Y, C, H, W] as the network saw them."""
-        log_snr, mirrored, sign = evaluation
+        """(eps - eps_hat(x_t, t, y))^2 in parts: images, evaluations, [images, evaluations, Y, C, H, W] as the network saw
+        them."""
+        numbers, log_snr, mirrored, sign = asked
         n, k = log_snr.shape
         draws_per_call = max(1, self.rows_per_call // (self._n_classes(score) * self.images_per_call))
         for images in _chunks(n, self.images_per_call):
             x_0 = x[images].cpu().double()[:, None]
             own = self.draws[images]
             for block in _chunks(k, draws_per_call):
-                eps = sign * self._eps(own, self.numbers[block], x.shape[1:])
+                signs = torch.from_numpy(sign[block])[None, :, None, None, None]
+                eps = signs * self._eps(own, numbers[block], x.shape[1:])
                 t = score.noise.time(log_snr[images, block])
                 alpha_t, sigma_t = (scale[..., None, None, None] for scale in score.noise.scales(t))
                 x_t = alpha_t * x_0 + sigma_t * eps
@@ -234,16 +248,17 @@ class _Noise:
         """The same for the optimal denoiser of N(0, I): x [N, ...], log_snr [N, K] -> [K, N]."""
         errors = np.empty(tuple(log_snr.T.shape))
         for row in range(len(x)):
-            eps = self._eps(self.draws[row : row + 1], self.numbers, x.shape[1:])[0]
+            eps = self._eps(self.draws[row : row + 1], np.arange(log_snr.shape[1]), x.shape[1:])[0]
             level = log_snr[row, :, None, None, None]
             residual = torch.sigmoid(level) * (eps - (-0.5 * level).exp() * x[row].cpu().double())
             errors[:, row] = residual.square().flatten(1).sum(1).numpy()
         return errors
 
     @staticmethod
-    def _eps(draws: Draws, numbers: range, shape: torch.Size) -> Tensor:
+    def _eps(draws: Draws, numbers: NDArray[np.int64], shape: torch.Size) -> Tensor:
         """[B, K, *shape] float64."""
-        return torch.stack([draws.normal(f"eps/{i}", shape) for i in numbers], dim=1).double()
+        distinct = {i: draws.normal(f"eps/{i}", shape) for i in dict.fromkeys(numbers.tolist())}
+        return torch.stack([distinct[i] for i in numbers.tolist()], dim=1).double()
 
     def _n_classes(self, score: Score) -> int:
         return score.n_classes if self.classes is None else len(self.classes)

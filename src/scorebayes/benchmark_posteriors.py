@@ -1,0 +1,36 @@
+"""What the models of a benchmark said of every test image: the file beside its results, ``<name>-posteriors.parquet``.
+
+With it, a model that was trained elsewhere or later is compared on the same images without training the others again.
+One row per model, seed and image: ``model``, ``seed``, ``image_id``, ``patient_id`` (the image's where there is none),
+``label`` and ``prob_<class>`` of every class. It holds no pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+
+def posteriors_path(results: Path) -> Path:
+    """The file beside a benchmark's JSON file."""
+    return results.with_name(f"{results.stem}-posteriors.parquet")
+
+
+def write_posteriors(path: Path, rows: Sequence[pd.DataFrame]) -> None:
+    """All rows as one file, written whole or not at all."""
+    partial = path.with_suffix(".partial")
+    pd.concat(rows, ignore_index=True).to_parquet(partial, compression="zstd", index=False)
+    partial.replace(path)
+
+
+def read_posteriors(path: Path) -> Mapping[tuple[str, int], pd.DataFrame]:
+    """The rows of every model and seed, by image id; nothing where there is no file."""
+    if not path.exists():
+        return {}
+    frame = pd.read_parquet(path)
+    return {
+        (str(model), int(seed)): rows.set_index("image_id")
+        for (model, seed), rows in frame.groupby(["model", "seed"], sort=False)
+    }
