@@ -36,6 +36,7 @@ def run(tmp_path_factory):
     (folder / "labels.csv").write_text("\n".join(rows))
     layer = {
         **LAYER,
+        "seed": 0,
         "train": {**LAYER["train"], "steps": 20},
         "data": {"options": {"classes": ",".join(CLASSES)}},
     }
