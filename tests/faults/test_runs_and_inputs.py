@@ -215,6 +215,14 @@ def test_a_run_of_the_first_version_opens(copy):
     assert open_run(copy).score.n_classes == 2
 
 
+@pytest.mark.parametrize("written, common", [(1, False), (2, True)])
+def test_a_run_keeps_the_noise_that_its_calibration_was_fitted_with(copy, written, common):
+    config = copy / "config.toml"
+    config.write_text(config.read_text().replace("common_noise = true\n", ""))
+    change_source(copy, format=written)
+    assert open_run(copy).likelihood.common_noise is common
+
+
 # --- copies and leaks --------------------------------------------------------------------------------------
 
 
