@@ -92,7 +92,7 @@ class Benchmark:
 
 
 MORE_LIKELIHOOD = {"repeats": 4}
-"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, four times the evaluations,
+"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, twice the evaluations,
 generative as well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
 
 FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}

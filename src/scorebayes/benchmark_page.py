@@ -66,11 +66,12 @@ made on training and validation images. Cells are the mean over the seeds, ± th
 brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images). "ECE by
 chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
 
-Ours: `scorebayes-generative` with the default 16 evaluations per class, `scorebayes-generative-64` with 64, both without any
-discriminative term. `scorebayes-with-resnet18` is the mean log-odds of the generative posterior (of 64 evaluations; in the
-curves, of 16) and of the ResNet-18; `scorebayes-best`, the best of ours on validation, that with the two baselines that
-have the lowest log-loss on validation images; its control, `two-baselines`, that of the two alone. `-ensemble`: the mean
-log-posterior of the seeds."""
+Ours: `scorebayes-generative` with the default evaluations per class (32, antithetic and with one noise for all images; 16
+independent ones in what was written before 2026-11-26, the curves among it), `scorebayes-generative-64` with 64, both
+without any discriminative term. `scorebayes-with-resnet18` is the mean log-odds of the generative posterior (of 64
+evaluations; in the curves, of the default) and of the ResNet-18; `scorebayes-best`, the best of ours on validation, that
+with the two baselines that have the lowest log-loss on validation images; its control, `two-baselines`, that of the two
+alone. `-ensemble`: the mean log-posterior of the seeds."""
 
 CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
 
@@ -179,6 +180,7 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
         f"{found['test_images']} test images" if "test_images" in found else "",
         f"{len(found['seeds'])} seed(s)" if "seeds" in found else "",
         f"{found['steps']} steps" if "steps" in found else "",
+        f"{found['nfe_per_class']:.0f} evaluations per class" if "nfe_per_class" in found else "",
         "" if majority is None else f"always naming the most frequent class: accuracy {majority:.3f}",
         *(f"`{name}`: {', '.join(parts)}" for name, parts in found.get("mixtures", {}).items()),
     ]

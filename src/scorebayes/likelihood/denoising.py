@@ -54,7 +54,7 @@ class Denoising:
     """
 
     levels: int = 8
-    repeats: int = 1
+    repeats: int = 2
     mean: float = -1.0
     std: float = 2.0
     flips: bool = True
