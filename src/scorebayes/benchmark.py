@@ -168,14 +168,18 @@ def run_benchmark(
         "label_free_steps": benchmark.free_steps,
         "preset": benchmark.preset,
     }
-    kept = _kept(path, budget, benchmark.baselines) if keep else {}
+    asked = (
+        "logistic",
+        *benchmark.baselines,
+    )  # the logistic regression is fitted wherever a run is evaluated
+    kept = _kept(path, budget, asked) if keep else {}
     pairs: list[tuple[Outcome, Outcome]] = []
     for seed in seeds:
         tuned = pairs[0][0].run if pairs else None
         pairs.append(_one_seed(benchmark, source, runs / stem / f"seed-{seed}", seed, tuned))
     done, more = [default for default, _ in pairs], [with_more for _, with_more in pairs]
     first, metrics = done[0].run, done[0].metrics
-    trained = [name for name in done[0].baselines if name in ("logistic", *benchmark.baselines)]
+    trained = [name for name in done[0].baselines if name in asked]
     said = read_posteriors(posteriors_path(path)) if kept else {}
     known = [name for name in kept if all((name, seed) in said for seed in seeds)]
     done, more = (
@@ -262,7 +266,7 @@ def _kept(path: Path, budget: Mapping[str, Any], trained: Sequence[str]) -> dict
             if model in (name, ENSEMBLE.format(name))
         }
         for name in BASELINES
-        if name in earlier["models"] and name not in ("logistic", *trained)
+        if name in earlier["models"] and name not in trained
     }
 
 
@@ -375,14 +379,14 @@ def val_log_loss(done: Sequence[Outcome], name: str) -> list[float]:
     return [float(open_baseline(outcome.run, name).record["val_log_loss"]) for outcome in done]
 
 
-def mixtures(val_log_loss: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, ...]]:
+def mixtures(losses: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, ...]]:
     """The models whose log-odds are the mean of others', and of which. The two baselines of ``BEST`` have the lowest
-    log-loss on validation images, mean over the seeds."""
+    log-loss on validation images, mean over the seeds (``val_log_loss``)."""
     found: dict[str, tuple[str, ...]] = {}
-    if REFERENCE in val_log_loss:
+    if REFERENCE in losses:
         found[WITH_REFERENCE] = (OURS, REFERENCE)
-    if len(val_log_loss) > 1:
-        best, second = sorted(val_log_loss, key=lambda name: np.mean(val_log_loss[name]))[:2]
+    if len(losses) > 1:
+        best, second = sorted(losses, key=lambda name: np.mean(losses[name]))[:2]
         found |= {BEST: (OURS, best, second), CONTROL: (best, second)}
     return found
 

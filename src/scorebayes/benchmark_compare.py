@@ -14,6 +14,7 @@ from scorebayes.benchmark import Outcome, seed_mean_difference
 from scorebayes.benchmark_posteriors import posteriors_path, read_posteriors
 from scorebayes.data.tables import read_table
 from scorebayes.errors import DataError
+from scorebayes.spreadsheet import plain
 
 THEIRS = "this classifier"
 
@@ -40,7 +41,7 @@ def compare_predictions(results: Path, predictions: Path) -> dict[str, Any]:
     column = f"prob_{found['positive']}"
     table = read_table(predictions, ["image_id", column])
     try:
-        own = {row["image_id"]: float(row[column]) for row in table.rows}
+        own = {plain(row["image_id"]): float(row[column]) for row in table.rows}
     except ValueError as error:
         raise DataError(
             f"{predictions}: {column} holds what is no number ({error}).", "Mend the table."

@@ -390,10 +390,8 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
         ),
     }
     on_val, _ = _take_turns(run, val, [Contestant(k, v, len(val)) for k, v in scored.items()], "validation")
-    bound, highest = (
-        DenoisingBound(levels=own.levels, repeats=EVALUATIONS_PER_LEVEL),
-        trained_log_snr_max(run),
-    )
+    bound = DenoisingBound(levels=own.levels, repeats=EVALUATIONS_PER_LEVEL)
+    highest = trained_log_snr_max(run)
     nats = [
         Contestant("bound", bound, len(test), highest),
         Contestant("bound, all noise levels", bound, len(test)),

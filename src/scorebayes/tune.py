@@ -19,7 +19,7 @@ from scorebayes.evaluate import calibrate
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising
 from scorebayes.run import Run, log_lik_table, open_run
-from scorebayes.scoring import score_split
+from scorebayes.scoring import read_table, score_split
 from scorebayes.table import LogLikTable
 from scorebayes.train import step_seed
 
@@ -82,7 +82,9 @@ def tune(run: Run) -> Tuned:
     def table(likelihood: Denoising, seed: int) -> LogLikTable:
         return log_lik_table(likelihood, run.score, x, val.keys, seed).with_labels(val.labels).usable()
 
-    spread = table(replace(own, repeats=max(2, own.repeats)), run.config.seed)
+    score_split(run, "val")
+    stored = read_table(run, "val").usable()
+    spread = stored if own.repeats > 1 else table(replace(own, repeats=2), run.config.seed)
     shares = np.log(np.bincount(spread.labels, minlength=len(run.facts.classes)) / len(spread))
     mean, std = neyman_density(spread, fit_calibration(spread, shares, seed=run.config.seed))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -38,6 +39,7 @@ from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
 from scorebayes.scoring import read_table
+from scorebayes.spreadsheet import csv_text
 
 
 def little(side: int, channels: int, n_classes: int) -> nn.Module:
@@ -169,6 +171,18 @@ def test_incomplete_predictions_are_refused(done, tmp_path, change, message):
         compare_predictions(tmp_path / "phantom.json", tmp_path / "mine.csv")
 
 
+def test_ids_that_were_tamed_for_spreadsheets_are_known_again(done, tmp_path):
+    """As ``scorebayes predict`` writes them."""
+    results = Path(shutil.copy(done[0] / "out" / "phantom.json", tmp_path))
+    rows = pd.read_parquet(posteriors_path(done[0] / "out" / "phantom.json"))
+    rows = rows.assign(image_id="-" + rows["image_id"])
+    rows.to_parquet(posteriors_path(results))
+    own = rows[rows["model"] == OURS].drop_duplicates("image_id")[["image_id", "prob_malignant"]]
+    (tmp_path / "mine.csv").write_text(csv_text(own))
+    assert "'-" in (tmp_path / "mine.csv").read_text()
+    assert 0 <= compare_predictions(results, tmp_path / "mine.csv")["auc"] <= 1
+
+
 def test_together_with_baselines_the_log_odds_are_the_mean_and_the_costs_add_up(done):
     found = json.loads((done[0] / "out" / "phantom.json").read_text())
     for seed in range(2):
@@ -198,7 +212,7 @@ def test_the_variant_of_more_evaluations_has_the_same_weights(done):
     default, more = (open_run(done[0] / "runs" / "phantom" / f"seed-0{end}", "cpu") for end in ("", "-more"))
     assert more.checkpoints.best()["sha256"] == default.checkpoints.best()["sha256"]
     draws = [len(read_table(run, "test").level) for run in (default, more)]
-    assert draws[1] == draws[0] * MORE_LIKELIHOOD["repeats"]
+    assert draws[1] == draws[0] // LAYER["likelihood"]["repeats"] * MORE_LIKELIHOOD["repeats"]
     assert not np.array_equal(default.calibration.weights, more.calibration.weights)
 
 
