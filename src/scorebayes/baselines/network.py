@@ -56,6 +56,7 @@ class Network(Kind):
     """A network of MONAI.
 
     make: (side, channels, classes) -> network. feature_layer: see ``Kind``. rates: peak learning rates to try.
+    depthwise: trained in fp32 on a CPU, where half precision makes depthwise convolutions slower.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Network(Kind):
         make: Callable[[int, int, int], nn.Module],
         feature_layer: str,
         rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3),
+        depthwise: bool = False,
     ) -> None:
         self.title = title
+        self.depthwise = depthwise
         self.make = make
         self.feature_layer = feature_layer
         self.settings = [
@@ -89,13 +92,15 @@ class Network(Kind):
         trial_steps = min(steps, max(LEAST_TRIAL_STEPS, round(steps * TRIAL_SHARE)))
         trials = self._tune(run, train, val, folder / "trials.json", trial_steps)
         chosen = min(trials, key=lambda trial: trial["val_log_loss"])
-        training = _Training(self._new_net(run), Setting(**chosen["setting"]), run, train, steps)
+        training = self._training(Setting(**chosen["setting"]), run, train, steps)
         checkpoints = Checkpoints(folder / "checkpoints")
         training.restore(checkpoints)
         for log_loss in training.validations(val, self.title, VALIDATIONS):
             training.save(checkpoints, log_loss)
         best = checkpoints.best()
-        net = training.averaged
+        net = _ordered(
+            training.averaged, torch.contiguous_format
+        )  # as it is built again from the stored numbers
         net.load_state_dict(checkpoints.load(best))
         return Fitted(
             net.eval(),
@@ -124,16 +129,19 @@ class Network(Kind):
         net = self.build(run).eval()
         return _multiply_adds(run, lambda x: net(x))
 
-    def _new_net(self, run: Run) -> nn.Module:
+    def _training(self, setting: Setting, run: Run, train: ImageSet, steps: int) -> _Training:
         torch.manual_seed(step_seed(run.config.seed, -1))
-        return self.build(run).to(run.device)
+        # Channels last: a fifth faster than the other order on CPUs, and the usual one on GPUs.
+        net = _ordered(self.build(run).to(run.device), torch.channels_last)
+        precision = torch.float32 if self.depthwise and run.device.type == "cpu" else run.precision
+        return _Training(net, setting, precision, run, train, steps)
 
     def _tune(self, run: Run, train: ImageSet, val: ImageSet, path: Path, steps: int) -> list[dict[str, Any]]:
         """The lowest validation log-loss of a short training with every setting."""
         trials = json.loads(path.read_text()) if path.exists() else []
         trials = [trial for trial in trials if trial["steps"] == steps]  # others are of another budget
         for setting in self.settings[len(trials) :]:
-            training = _Training(self._new_net(run), setting, run, train, steps)
+            training = self._training(setting, run, train, steps)
             try:
                 log_loss = min(
                     training.validations(
@@ -152,6 +160,11 @@ class Network(Kind):
             )
             write_atomically(path, json.dumps(trials, indent=1))
         return trials
+
+
+def _ordered(net: nn.Module, order: torch.memory_format) -> nn.Module:
+    """The network with its weights in another order of memory."""
+    return net.to(memory_format=order)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def score_step_cost(run: Run) -> int:
@@ -204,8 +217,11 @@ def score_steps(run: Run) -> int:
 class _Training:
     """One training of a network, as ``scorebayes.train`` trains the score: random numbers from (seed, step) alone."""
 
-    def __init__(self, net: nn.Module, setting: Setting, run: Run, train: ImageSet, steps: int) -> None:
+    def __init__(
+        self, net: nn.Module, setting: Setting, precision: torch.dtype, run: Run, train: ImageSet, steps: int
+    ) -> None:
         self.net, self.setting, self.run, self.steps = net, setting, run, steps
+        self.precision = precision
         self.images, self.labels = train.images, train.labels
         self.rows_of_class = [np.flatnonzero(self.labels == y) for y in range(len(run.facts.classes))]
         self.average = AveragedModel(net, multi_avg_fn=self._blend, use_buffers=True)
@@ -252,9 +268,8 @@ class _Training:
         x, _ = augment(self.run.standardise(self.images[rows], u), config, generator)
         y = torch.from_numpy(self.labels[rows])
         self.net.train()
-        precision = self.run.precision
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = self.net(x.to(device))
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            logits = self.net(x.to(device, memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=self.setting.smoothing)
         if not math.isfinite(loss.item()):
             raise NumericalError(
