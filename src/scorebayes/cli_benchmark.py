@@ -38,9 +38,9 @@ def _over_seeds(name: str) -> Callable[..., None]:
         out: Annotated[Path, typer.Option(help="Folder for JSON file and posteriors.")] = RESULTS,
         figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
     ) -> None:
-        from scorebayes.benchmark import run_benchmark
-        from scorebayes.benchmark_figures import draw_costs
-        from scorebayes.benchmark_names import OURS
+        from scorebayes.benchmark.accuracy import run_benchmark
+        from scorebayes.benchmark.figures import draw_costs
+        from scorebayes.benchmark.names import OURS
 
         names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
         n_seeds = seeds or (1 if quick else 3)
@@ -91,7 +91,7 @@ def speed(
 
     Example: scorebayes benchmark speed runs/breast
     """
-    from scorebayes.benchmark_speed import measure_speed
+    from scorebayes.benchmark.speed import measure_speed
     from scorebayes.run import open_run
 
     found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images or [24])
@@ -116,7 +116,7 @@ def curves(
 
     Example: scorebayes benchmark curves runs/breast
     """
-    from scorebayes.benchmark_speed import draw_curves, measure_curves
+    from scorebayes.benchmark.speed import draw_curves, measure_curves
     from scorebayes.run import open_run
 
     found = measure_curves(open_run(run_dir, device), images, val_images, flow_images)
@@ -143,7 +143,7 @@ def evidence(
 
     Example: scorebayes benchmark evidence runs/demo runs/breast
     """
-    from scorebayes.benchmark_evidence import measure_evidence
+    from scorebayes.benchmark.evidence import measure_evidence
     from scorebayes.run import open_run
 
     found = measure_evidence([open_run(run, device) for run in runs], images, steps=steps)
@@ -183,7 +183,7 @@ def data_curves(
 
     Example: scorebayes benchmark data-curves breastmnist --vary per-class
     """
-    from scorebayes.benchmark_data import Study, default_values, measure_curve, parse_values
+    from scorebayes.benchmark.data_curves import Study, default_values, measure_curve, parse_values
 
     chosen = parse_values(values) if values else default_values(vary)
     names = tuple(part.strip() for part in models.split(","))
@@ -204,7 +204,7 @@ def ood(
 
     Example: scorebayes benchmark ood runs/breast
     """
-    from scorebayes.benchmark_ood import measure_ood
+    from scorebayes.benchmark.ood import measure_ood
     from scorebayes.run import open_run
 
     found = measure_ood(open_run(run_dir, device), images, data_root)
@@ -230,7 +230,7 @@ def robustness(
 
     Example: scorebayes benchmark robustness runs/breast --severities 1,3,5
     """
-    from scorebayes.benchmark_robustness import OURS, draw_robustness, measure_robustness
+    from scorebayes.benchmark.robustness import OURS, draw_robustness, measure_robustness
     from scorebayes.errors import ConfigError
     from scorebayes.run import open_run
 
@@ -267,7 +267,7 @@ def adversarial(
 
     Example: scorebayes benchmark adversarial runs/breast --images 32
     """
-    from scorebayes.benchmark_adversarial import measure_adversarial
+    from scorebayes.benchmark.adversarial import measure_adversarial
     from scorebayes.run import open_run
 
     found = measure_adversarial(open_run(run_dir, device), images, peer, steps, queries, repeats)
@@ -287,7 +287,7 @@ def page(
 
     Example: scorebayes benchmark page
     """
-    from scorebayes.benchmark_page import write_page
+    from scorebayes.benchmark.page import write_page
 
     typer.echo(f"written: {write_page(results, figures, out)}")
 
@@ -303,7 +303,7 @@ def compare(
 
     Example: scorebayes benchmark compare benchmarks/results/breastmnist.json mine.csv
     """
-    from scorebayes.benchmark_compare import compare_predictions
+    from scorebayes.benchmark.compare import compare_predictions
 
     found = compare_predictions(results, predictions)
     typer.echo(f"test AUC {found['auc']:.3f}")

@@ -12,20 +12,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "scorebayes"
 # From the top down: a module may import from layers below its own (and from its own layer), never from above.
 LAYERS = [
     ["cli", "cli_data", "cli_benchmark"],
-    [
-        "stages",
-        "tune",
-        "benchmark",
-        "benchmark_compare",
-        "benchmark_speed",
-        "benchmark_evidence",
-        "benchmark_data",
-        "benchmark_page",
-    ],
-    ["benchmark_ood", "benchmark_robustness", "benchmark_adversarial"],
+    ["benchmark"],
+    ["stages", "tune"],
     ["predict", "explain", "evidence", "counterfactual", "gallery", "evaluate", "report"],
-    ["adversarial"],
-    ["benchmark_images"],
     ["scoring", "train", "baselines", "sequential"],
     ["looks"],
     ["inputs"],
@@ -42,11 +31,9 @@ LAYERS = [
         "metrics",
         "figures",
         "heat",
-        "benchmark_figures",
-        "benchmark_posteriors",
     ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
-    ["appearance", "table", "spreadsheet", "noise", "draws", "progress", "benchmark_names"],
+    ["appearance", "table", "spreadsheet", "noise", "draws", "progress"],
     ["errors"],
 ]
 NO_TORCH = [

@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,23 +17,18 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from typer.testing import CliRunner
 
-from scorebayes import benchmark, config
+from scorebayes import config
 from scorebayes.baselines import BASELINES, read_predictions
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark import (
-    BENCHMARKS,
-    MORE_LIKELIHOOD,
-    Benchmark,
-    Outcome,
-    add_mixtures,
-    mixtures,
-    run_benchmark,
-    seed_mean_difference,
-)
-from scorebayes.benchmark_compare import compare_predictions
-from scorebayes.benchmark_figures import draw_costs
-from scorebayes.benchmark_names import BEST, CONTROL, MORE, OURS, REFERENCE, WITH_REFERENCE
-from scorebayes.benchmark_posteriors import posteriors_path
+from scorebayes.benchmark import accuracy, summary
+from scorebayes.benchmark.accuracy import run_benchmark
+from scorebayes.benchmark.answers import Answers, seed_mean_difference
+from scorebayes.benchmark.compare import compare_predictions
+from scorebayes.benchmark.figures import draw_costs
+from scorebayes.benchmark.names import BEST, CONTROL, MORE, OURS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark.posteriors import posteriors_path
+from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark
+from scorebayes.benchmark.summary import add_mixtures, ensemble_entry, mixtures
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
@@ -241,10 +235,10 @@ def test_models_of_unknown_cost_are_not_drawn(done, tmp_path):
     assert ">logistic<" not in (tmp_path / "deeper" / "costs.svg").read_text()
 
 
-def outcome(run, labels, **scores) -> Outcome:
+def answers(labels, **scores) -> Answers:
     prob = {name: np.stack([1 - s, s], axis=1) for name, s in scores.items()}
     images = tuple(str(i) for i in range(len(labels)))
-    return Outcome(run, {}, labels, images, images, prob)
+    return Answers(labels, images, images, prob)
 
 
 def test_the_difference_of_two_models_has_the_sign_and_size_of_their_aucs():
@@ -252,14 +246,14 @@ def test_the_difference_of_two_models_has_the_sign_and_size_of_their_aucs():
     labels = np.arange(120) % 2
     good = [1 / (1 + np.exp(-rng.normal(3 * labels - 1.5))) for _ in range(3)]
     bad = [rng.random(120) for _ in range(3)]
-    outcomes = [outcome(None, labels, good=g, bad=b) for g, b in zip(good, bad, strict=True)]
-    found = seed_mean_difference(outcomes, "good", "bad", 1)
+    each_seed = [answers(labels, good=g, bad=b) for g, b in zip(good, bad, strict=True)]
+    found = seed_mean_difference(each_seed, "good", "bad")
     each = [roc_auc_score(labels, g) - roc_auc_score(labels, b) for g, b in zip(good, bad, strict=True)]
     np.testing.assert_allclose(found["auc_difference_values"], each)
     assert found["auc_difference_ci95"][0] > 0 and found["auc_difference_p"] < 0.01
-    same = seed_mean_difference(outcomes, "good", "good", 1)
+    same = seed_mean_difference(each_seed, "good", "good")
     assert same["auc_difference"] == 0 and same["auc_difference_p"] == 1
-    other = seed_mean_difference(outcomes, "bad", "good", 1)
+    other = seed_mean_difference(each_seed, "bad", "good")
     assert other["auc_difference"] == pytest.approx(-found["auc_difference"])
 
 
@@ -267,8 +261,8 @@ def test_three_equal_seeds_are_no_three_times_as_many_patients():
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2
     a, b = rng.random(80), rng.random(80)
-    one = seed_mean_difference([outcome(None, labels, a=a, b=b)], "a", "b", 1)
-    three = seed_mean_difference([outcome(None, labels, a=a, b=b)] * 3, "a", "b", 1)
+    one = seed_mean_difference([answers(labels, a=a, b=b)], "a", "b")
+    three = seed_mean_difference([answers(labels, a=a, b=b)] * 3, "a", "b")
     np.testing.assert_allclose(three["auc_difference_ci95"], one["auc_difference_ci95"])
 
 
@@ -279,7 +273,7 @@ def test_a_quick_try_has_files_of_its_own_and_says_so(tmp_path, monkeypatch):
         asked.append((benchmark, path))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "_one_seed", one_seed)
+    monkeypatch.setattr(accuracy, "one_seed", one_seed)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark("phantom", tmp_path, tmp_path / "runs", tmp_path, [0], baselines=(), quick=True)
     (quick, path) = asked[0]
@@ -302,7 +296,7 @@ def test_the_mean_of_all_seeds_costs_all_of_them():
         "ms_per_image": [5.0, 6.0],
         "parameters": 7,
     }
-    assert benchmark._of_all(one) == {
+    assert summary._of_all(one) == {
         "training_seconds": [3.0], "multiply_adds": [7], "ms_per_image": [11.0], "parameters": 14,
     }  # fmt: skip
 
@@ -311,17 +305,16 @@ def test_an_ensemble_is_the_mean_log_odds_of_seeds_that_share_their_test_images(
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
     scores = [1 / (1 + np.exp(-rng.normal(labels))) for _ in range(3)]
-    run = SimpleNamespace(facts=SimpleNamespace(info=SimpleNamespace(positive=1)))
-    outcomes = [outcome(run, labels, a=score) for score in scores]
+    each = [answers(labels, shown=score) for score in scores]
     cost = {"training_seconds": [1.0, 2.0, 3.0], "parameters": 7}
-    found = benchmark._ensemble_entry("shown", {"cost": cost}, outcomes, "a")
+    found = ensemble_entry("shown", {"cost": cost}, each)
     assert list(found) == ["shown-ensemble"]
     expected = roc_auc_score(labels, np.mean([logit(score) for score in scores], axis=0))
     assert found["shown-ensemble"]["test"]["auc"]["values"] == pytest.approx([expected])
     assert found["shown-ensemble"]["cost"] == {"training_seconds": [6.0], "parameters": 21}
-    assert not benchmark._ensemble_entry("shown", {"cost": cost}, outcomes[:1], "a")
-    elsewhere = replace(outcomes[1], images=tuple(f"x{i}" for i in range(60)))
-    assert not benchmark._ensemble_entry("shown", {"cost": cost}, [outcomes[0], elsewhere], "a")
+    assert not ensemble_entry("shown", {"cost": cost}, each[:1])
+    elsewhere = replace(each[1], images=tuple(f"x{i}" for i in range(60)))
+    assert not ensemble_entry("shown", {"cost": cost}, [each[0], elsewhere])
 
 
 def test_the_partners_are_the_baselines_of_the_lowest_validation_loss_over_all_seeds():
@@ -335,7 +328,7 @@ def test_the_partners_are_the_baselines_of_the_lowest_validation_loss_over_all_s
 def test_of_a_mixture_the_log_odds_are_the_mean_of_its_parts():
     scores = {OURS: np.array([0.9, 0.3]), "a": np.array([0.5, 0.1]), "b": np.array([0.2, 0.6])}
     mixed = {BEST: (OURS, "a", "b"), CONTROL: ("a", "b")}
-    (found,) = add_mixtures([outcome(None, np.array([1, 0]), **scores)], mixed)
+    (found,) = add_mixtures([answers(np.array([1, 0]), **scores)], mixed)
     for model, names in mixed.items():
         log_odds = np.mean([logit(scores[name]) for name in names], axis=0)
         assert found.prob[model][:, 1] == pytest.approx(expit(log_odds))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from scorebayes import benchmark, benchmark_data, train
+from scorebayes import train
 from scorebayes.baselines import score_step_cost
-from scorebayes.benchmark import METRICS, Benchmark
-from scorebayes.benchmark_data import (
+from scorebayes.benchmark import answers, data_curves
+from scorebayes.benchmark.data_curves import (
     CURVES,
     Study,
     default_values,
@@ -21,7 +21,9 @@ from scorebayes.benchmark_data import (
     measure_curve,
     parse_values,
 )
-from scorebayes.benchmark_names import BEST, CONTROL, OURS
+from scorebayes.benchmark.names import BEST, CONTROL, OURS
+from scorebayes.benchmark.seeds import Benchmark
+from scorebayes.benchmark.summary import METRICS
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import open_run
@@ -32,11 +34,11 @@ def small():
     """A benchmark of 60 patients and a few steps; what training validates is beside the point here."""
     with pytest.MonkeyPatch.context() as patch:
         phantom = Benchmark("phantom:n_patients=60,views=1,size=16", steps=6, preset="tiny", baselines=())
-        patch.setitem(benchmark_data.BENCHMARKS, "phantom", phantom)
+        patch.setitem(data_curves.BENCHMARKS, "phantom", phantom)
         patch.setitem(CURVES, "imbalance", replace(CURVES["imbalance"], values=(1, 3)))
-        patch.setattr(benchmark, "N_BOOTSTRAP", 100)
-        patch.setattr(benchmark_data, "LEAST_STEPS", 3)
-        patch.setattr(benchmark_data, "FREE_STEPS", 4)
+        patch.setattr(answers, "N_BOOTSTRAP", 100)
+        patch.setattr(data_curves, "LEAST_STEPS", 3)
+        patch.setattr(data_curves, "FREE_STEPS", 4)
         patch.setattr(train, "validate", lambda *_, **__: (1.0, 0.5))
         yield
 
@@ -170,13 +172,13 @@ def test_all_points_of_a_seed_start_from_one_label_free_training_on_the_whole_sp
 
 
 def test_steps_shrink_with_the_root_of_the_share_down_to_a_least_number(monkeypatch):
-    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", Benchmark("phantom", steps=8000))
-    monkeypatch.setattr(benchmark_data, "MOST_STEPS", 3000)
-    monkeypatch.setattr(benchmark_data, "FREE_STEPS", 1000)
+    monkeypatch.setitem(data_curves.BENCHMARKS, "phantom", Benchmark("phantom", steps=8000))
+    monkeypatch.setattr(data_curves, "MOST_STEPS", 3000)
+    monkeypatch.setattr(data_curves, "FREE_STEPS", 1000)
     scratch, started = (Study("phantom", "per-class", (5.0,), (0,), scratch=flag) for flag in (True, False))
     assert [scratch.steps(share) for share in (1, 0.25, 1e-8)] == [3000, 1500, 3]
     assert [started.steps(share) for share in (1, 0.25, 1e-8)] == [2000, 1000, 100]
-    monkeypatch.setitem(benchmark_data.BENCHMARKS, "phantom", Benchmark("phantom", steps=2))
+    monkeypatch.setitem(data_curves.BENCHMARKS, "phantom", Benchmark("phantom", steps=2))
     assert scratch.steps(0.5) == 2
 
 

@@ -11,8 +11,8 @@ from fixtures.tiny_run import finish, train_tiny
 from torch import nn
 from typer.testing import CliRunner
 
-from scorebayes import benchmark_evidence
-from scorebayes.benchmark_evidence import (
+from scorebayes.benchmark import evidence
+from scorebayes.benchmark.evidence import (
     DELETED,
     _share_within,
     _summary,
@@ -53,7 +53,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def run(path, monkeypatch):
-    monkeypatch.setattr(benchmark_evidence, "fit_baseline", Standin)
+    monkeypatch.setattr(evidence, "fit_baseline", Standin)
     return open_run(path, "cpu")
 
 
@@ -125,20 +125,20 @@ def test_pixels_that_decide_bring_the_probability_down_sooner_than_random_ones(r
         known[:4, :4] = 1
         return {"evidence": known}
 
-    monkeypatch.setattr(benchmark_evidence, "_maps", maps)
-    monkeypatch.setattr(benchmark_evidence, "smooth", lambda found: found)
+    monkeypatch.setattr(evidence, "_maps", maps)
+    monkeypatch.setattr(evidence, "smooth", lambda found: found)
     baseline = Standin(run, "", 0)
     baseline.logits = logits
-    images = benchmark_evidence.load_split(run, "test").subset(range(4))
+    images = evidence.load_split(run, "test").subset(range(4))
     images.images[:, :, :4, :4] = 255
-    found = benchmark_evidence.deletion_test(run, baseline, images, lambda done: None)["resnet18"]["mean"]
+    found = evidence.deletion_test(run, baseline, images, lambda done: None)["resnet18"]["mean"]
     assert found["evidence"]["below_random"]["mean"] > 0.1
 
 
 def test_lesions_need_the_geometry_of_the_phantom(run):
     run.config.sections["prepare"]["size"] = 24
     with pytest.raises(ConfigError, match="own geometry"):
-        benchmark_evidence.lesion_shares(run, Standin(run, "", 0), None, lambda done: None)
+        evidence.lesion_shares(run, Standin(run, "", 0), None, lambda done: None)
 
 
 def test_the_command_writes_the_figures(run, tmp_path):

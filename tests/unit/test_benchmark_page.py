@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scorebayes.benchmark_page import METRICS, write_page
+from scorebayes.benchmark.page import METRICS, write_page
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import DataError
 

@@ -11,7 +11,8 @@ import torch
 from fixtures.tiny_run import train_tiny
 from typer.testing import CliRunner
 
-from scorebayes import benchmark_speed, cli_benchmark
+from scorebayes import cli_benchmark
+from scorebayes.benchmark import speed
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising, Flow, PaperFlow
 from scorebayes.run import open_run
@@ -28,12 +29,10 @@ def run(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """The same benchmark with loose tolerances and few repetitions."""
-    monkeypatch.setattr(benchmark_speed, "PaperFlow", lambda **options: PaperFlow(**EASY, **options))
-    monkeypatch.setattr(benchmark_speed, "EVALUATIONS_PER_LEVEL", 4)
-    monkeypatch.setattr(
-        benchmark_speed, "CURVES", {"probability flow, Heun": {2: Flow("heun", 2, mode="reverse")}}
-    )
-    monkeypatch.setattr(benchmark_speed, "_median_ms", lambda call, repeats: (call(), (2.0, 1.0))[1])
+    monkeypatch.setattr(speed, "PaperFlow", lambda **options: PaperFlow(**EASY, **options))
+    monkeypatch.setattr(speed, "EVALUATIONS_PER_LEVEL", 4)
+    monkeypatch.setattr(speed, "CURVES", {"probability flow, Heun": {2: Flow("heun", 2, mode="reverse")}})
+    monkeypatch.setattr(speed, "_median_ms", lambda call, repeats: (call(), (2.0, 1.0))[1])
 
 
 def test_speed_compares_both_on_the_same_images_and_resumes(run, quick, tmp_path):
@@ -75,9 +74,9 @@ def test_a_replayed_sequential_decision_is_the_real_one(run):
     images = load_split(run, "test").subset(range(6))
     x = run.standardise(images.images)
     table = run.log_lik(x, images.keys, replace(run.likelihood, repeats=4))
-    replay = benchmark_speed._Replay(table, run.likelihood.levels, run.likelihood.antithetic)
-    rule = benchmark_speed.Sequential(run.calibration, run.log_prior, 4, 0.5, replay)
-    replayed = rule(run.score, torch.empty(6), benchmark_speed.Draws(run.config.seed, images.keys))
+    replay = speed._Replay(table, run.likelihood.levels, run.likelihood.antithetic)
+    rule = speed.Sequential(run.calibration, run.log_prior, 4, 0.5, replay)
+    replayed = rule(run.score, torch.empty(6), speed.Draws(run.config.seed, images.keys))
     real = decide_sequentially(run, x, images.keys, budget=4, target_error=0.5)
     np.testing.assert_allclose(replayed.posterior.log_prob, real.posterior.log_prob, rtol=1e-4, atol=1e-5)
     assert np.array_equal(replayed.evaluations, real.evaluations)
@@ -85,16 +84,16 @@ def test_a_replayed_sequential_decision_is_the_real_one(run):
 
 def test_a_choice_of_images_keeps_the_class_shares(run):
     images = load_split(run, "test")
-    some = benchmark_speed._some(images, 6, seed=0)
+    some = speed._some(images, 6, seed=0)
     assert len(set(some.keys)) == 6
     assert abs((some.labels == 1).mean() - (images.labels == 1).mean()) < 0.2
-    assert len(benchmark_speed._some(images, 10_000, seed=0)) == len(images)
+    assert len(speed._some(images, 10_000, seed=0)) == len(images)
 
 
 def test_few_passes_of_a_table_are_what_fewer_repeats_would_give(run):
     images = load_split(run, "test").subset(range(2))
     x = run.standardise(images.images)
     many, few = (run.log_lik(x, images.keys, Denoising(levels=4, repeats=r)) for r in (3, 2))
-    cut = benchmark_speed._first_passes(many, 4, 2)
+    cut = speed._first_passes(many, 4, 2)
     np.testing.assert_allclose(cut.draws, few.draws, rtol=1e-4)
     assert cut.nfe.tolist() == few.nfe.tolist() and cut.level.tolist() == few.level.tolist()

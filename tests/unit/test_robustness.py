@@ -12,11 +12,11 @@ from fixtures.tiny_run import finish, train_tiny
 from typer.testing import CliRunner
 
 from scorebayes import cli_benchmark, scoring
-from scorebayes.adversarial import OurTarget, PeerTarget, Pgd, Square, grey_levels
 from scorebayes.baselines import fit_baseline
-from scorebayes.benchmark_images import as_images, corrupted, foreign, score_images, some_of
-from scorebayes.benchmark_ood import measure_ood
-from scorebayes.benchmark_robustness import OURS, auc_grid, measure_robustness
+from scorebayes.benchmark.attacks import OurTarget, PeerTarget, Pgd, Square, grey_levels
+from scorebayes.benchmark.images import as_images, corrupted, foreign, score_images, some_of
+from scorebayes.benchmark.ood import measure_ood
+from scorebayes.benchmark.robustness import OURS, auc_grid, measure_robustness
 from scorebayes.errors import ConfigError
 from scorebayes.evaluate import evaluate
 from scorebayes.inputs import load_split
@@ -112,7 +112,7 @@ def test_ood_names_every_kind_beside_the_likelihood_and_the_report_shows_it(run,
 
 def test_what_preparation_refuses_counts_as_declined(run, monkeypatch):
     blank = [np.zeros((20, 20), np.float32)] * 3
-    monkeypatch.setattr("scorebayes.benchmark_ood.pictures", lambda *_: {"blank files": blank})
+    monkeypatch.setattr("scorebayes.benchmark.ood.pictures", lambda *_: {"blank files": blank})
     row = measure_ood(run, 2, run.path)["kinds"]["blank files"]
     assert row == {"n": 3, "refused": 3, "flagged": 1.0, "flagged_by_likelihood": 1.0}
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from scorebayes.benchmark_images import as_images, foreign, score_images, some_of, split_table
+from scorebayes.benchmark.images import as_images, foreign, score_images, some_of, split_table
 from scorebayes.data.foreign import FOREIGN, pictures
 from scorebayes.data.load import ImageSet
 from scorebayes.inputs import load_split

@@ -24,23 +24,19 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from scorebayes.baselines import BASELINES
-from scorebayes.benchmark import (
-    BENCHMARKS,
-    Benchmark,
-    Outcome,
+from scorebayes.benchmark.figures import COLOURS
+from scorebayes.benchmark.names import CONTROL, OURS, REFERENCE, WITHOUT_OURS
+from scorebayes.benchmark.seeds import BENCHMARKS, Benchmark, Outcome, pretrain, train_beside
+from scorebayes.benchmark.summary import (
     add_mixtures,
     baseline_cost,
     leads,
     mixture_entries,
     mixtures,
     own_cost,
-    pretrain,
     summarise,
-    train_beside,
     val_log_loss,
 )
-from scorebayes.benchmark_figures import COLOURS
-from scorebayes.benchmark_names import CONTROL, OURS, REFERENCE, WITHOUT_OURS
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
@@ -309,18 +305,19 @@ def _header(study: Study, info: SourceInfo, models: Sequence[str]) -> dict[str, 
 def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     runs = [outcome.run for outcome in outcomes]
     used = [_train_records(world, seed, world.options(study, value)) for seed in study.seeds]
-    models = {OURS: {**summarise([o.metrics for o in outcomes]), "cost": own_cost(outcomes)}}
+    metrics = [outcome.metrics for outcome in outcomes]
+    models = {OURS: {**summarise(metrics), "cost": own_cost(runs, metrics)}}
     for name in study.baselines:
         cost = baseline_cost(outcomes, name)
         models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
-    paired = {OURS: leads(outcomes, study.baselines)}
     mixed = mixtures({name: val_log_loss(outcomes, name) for name in study.baselines})
-    outcomes = add_mixtures(outcomes, mixed)
-    models |= mixture_entries(outcomes, mixed, {name: model["cost"] for name, model in models.items()})
+    each = add_mixtures([outcome.answers for outcome in outcomes], mixed)
+    models |= mixture_entries(each, mixed, {name: model["cost"] for name, model in models.items()})
+    paired = {OURS: leads(each, OURS, study.baselines)}
     for name, without in WITHOUT_OURS.items():
         if name in mixed:
-            rivals = {REFERENCE, without} & outcomes[0].prob.keys()
-            paired[name] = leads(outcomes, sorted(rivals), name)
+            rivals = {REFERENCE, without} & each[0].prob.keys()
+            paired[name] = leads(each, name, sorted(rivals))
     return {
         "value": None if math.isinf(value) else value,
         "shown": shown(value),
@@ -328,7 +325,7 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
         "train_images": [sum(run.facts.train_counts) for run in runs],
         "train_images_per_class": [list(run.facts.train_counts) for run in runs],
         "val_images": [int((run.split["split"] == "val").sum()) for run in runs],
-        "test_images": [len(outcome.labels) for outcome in outcomes],
+        "test_images": [len(answers.labels) for answers in each],
         "steps": [run.config.train.steps for run in runs],
         "mixtures": mixed,
         "models": models,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scorebayes.benchmark_names import BEST, CONTROL, ENSEMBLE, MORE, OURS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark.names import BEST, CONTROL, ENSEMBLE, MORE, OURS, REFERENCE, WITH_REFERENCE
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from scorebayes.adversarial import OurTarget, PeerTarget, Pgd, Square, Target, grey_levels
 from scorebayes.baselines import fit_baseline
-from scorebayes.benchmark_images import score_images, some_of
+from scorebayes.benchmark.attacks import OurTarget, PeerTarget, Pgd, Square, Target, grey_levels
+from scorebayes.benchmark.images import score_images, some_of
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split

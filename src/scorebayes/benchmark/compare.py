@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from scorebayes.benchmark import Outcome, seed_mean_difference
-from scorebayes.benchmark_posteriors import posteriors_path, read_posteriors
+from scorebayes.benchmark.answers import Answers, seed_mean_difference
+from scorebayes.benchmark.posteriors import posteriors_path, read_posteriors
 from scorebayes.data.tables import read_table
 from scorebayes.errors import DataError
 from scorebayes.spreadsheet import plain
@@ -29,7 +29,7 @@ def compare_predictions(results: Path, predictions: Path) -> dict[str, Any]:
         ``prob_<positive class>``, as ``scorebayes predict`` writes them; any score that rises with the class will do.
 
     Returns the AUC (mean over the benchmark's test splits, which is one where the split is official) and, by model, the
-    difference with interval and p as ``benchmark.seed_mean_difference`` finds them. DataError where a file, a column or a
+    difference with interval and p as ``seed_mean_difference`` finds them. DataError where a file, a column or a
     test image is missing.
     """
     if not (results.is_file() and posteriors_path(results).is_file()):
@@ -47,17 +47,20 @@ def compare_predictions(results: Path, predictions: Path) -> dict[str, Any]:
             f"{predictions}: {column} holds what is no number ({error}).", "Mend the table."
         ) from None
     said = read_posteriors(posteriors_path(results))
-    outcomes: dict[str, list[Outcome]] = {}
+    answers: dict[str, list[Answers]] = {}
     for (model, _), rows in said.items():
-        outcomes.setdefault(model, []).append(_beside(rows, own, found["positive"], predictions))
-    first = next(iter(outcomes.values()))
+        beside = _beside(rows, model, own, found["positive"], predictions)
+        answers.setdefault(model, []).append(beside)
+    first = next(iter(answers.values()))
     return {
         "auc": float(np.mean([roc_auc_score(o.labels, o.prob[THEIRS][:, 1]) for o in first])),
-        "minus": {model: seed_mean_difference(each, THEIRS, "model", 1) for model, each in outcomes.items()},
+        "minus": {model: seed_mean_difference(each, THEIRS, model) for model, each in answers.items()},
     }
 
 
-def _beside(rows: pd.DataFrame, own: dict[str, float], positive: str, predictions: Path) -> Outcome:
+def _beside(
+    rows: pd.DataFrame, model: str, own: dict[str, float], positive: str, predictions: Path
+) -> Answers:
     """One seed of a model, and the predictions of the same images; the positive class is 1."""
     absent = [image for image in rows.index if image not in own]
     if absent:
@@ -66,14 +69,9 @@ def _beside(rows: pd.DataFrame, own: dict[str, float], positive: str, prediction
             "Predict all of the test split.",
         )
     score = {
-        "model": rows[f"prob_{positive}"].to_numpy(np.float64),
-        THEIRS: np.array([own[i] for i in rows.index]),
+        model: rows[f"prob_{positive}"].to_numpy(np.float64),
+        THEIRS: np.array([own[image] for image in rows.index]),
     }
-    return Outcome(
-        cast(Any, None),  # no run: these come from files
-        {},
-        (rows["label"] == positive).to_numpy(np.int64),
-        tuple(rows.index),
-        tuple(rows["patient_id"]),
-        {name: np.stack([1 - values, values], axis=1) for name, values in score.items()},
-    )
+    labels = (rows["label"] == positive).to_numpy(np.int64)
+    prob = {name: np.stack([1 - values, values], axis=1) for name, values in score.items()}
+    return Answers(labels, tuple(rows.index), tuple(rows["patient_id"]), prob)

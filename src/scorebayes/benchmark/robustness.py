@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.baselines import BASELINES, open_baseline
-from scorebayes.benchmark_images import corrupted, score_images, some_of
+from scorebayes.benchmark.images import corrupted, score_images, some_of
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.corrupt import CORRUPTIONS, SEVERITIES
 from scorebayes.data.load import ImageSet

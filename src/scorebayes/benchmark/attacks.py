@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorebayes.baselines import Baseline
-from scorebayes.benchmark_images import score_images
+from scorebayes.benchmark.images import score_images
 from scorebayes.data.load import ImageSet
 from scorebayes.draws import Draws
 from scorebayes.errors import ConfigError

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+
+from scorebayes.benchmark.answers import Answers
 
 
 def posteriors_path(results: Path) -> Path:
@@ -18,8 +21,25 @@ def posteriors_path(results: Path) -> Path:
     return results.with_name(f"{results.stem}-posteriors.parquet")
 
 
-def write_posteriors(path: Path, rows: Sequence[pd.DataFrame]) -> None:
-    """All rows as one file, written whole or not at all."""
+def write_posteriors(
+    path: Path, seeds: Sequence[int], each: Sequence[Answers], models: Sequence[str], classes: Sequence[str]
+) -> None:
+    """What the models said with each seed as one file, written whole or not at all."""
+    names = np.asarray(classes, dtype=object)
+    rows = [
+        pd.DataFrame(
+            {
+                "model": model,
+                "seed": seed,
+                "image_id": answers.images,
+                "patient_id": answers.groups,
+                "label": names[answers.labels],
+                **{f"prob_{c}": answers.prob[model][:, y].astype(np.float32) for y, c in enumerate(classes)},
+            }
+        )
+        for model in models
+        for seed, answers in zip(seeds, each, strict=True)
+    ]
     partial = path.with_suffix(".partial")
     pd.concat(rows, ignore_index=True).to_parquet(partial, compression="zstd", index=False)
     partial.replace(path)
