@@ -34,15 +34,23 @@ def _over_seeds(name: str) -> Callable[..., None]:
         keep: Annotated[
             bool, typer.Option("--keep", help="Leave other baselines of the present result file in it.")
         ] = False,
+        only_seed: Annotated[
+            int | None,
+            typer.Option(min=0, help="Run this seed alone and write no results: seeds on several machines."),
+        ] = None,
         runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
         out: Annotated[Path, typer.Option(help="Folder for JSON file and posteriors.")] = RESULTS,
         figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
     ) -> None:
-        from scorebayes.benchmark.accuracy import run_benchmark
+        from scorebayes.benchmark.accuracy import run_benchmark, run_one_seed
         from scorebayes.benchmark.figures import draw_costs
         from scorebayes.benchmark.names import OURS
 
         names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
+        if only_seed is not None:
+            found_run = run_one_seed(name, data_root, runs, only_seed, baselines=names, quick=quick)
+            typer.echo(f"done: {found_run}; run again without --only-seed when all seeds are")
+            return
         n_seeds = seeds or (1 if quick else 3)
         path = run_benchmark(
             name, data_root, runs, out, range(n_seeds), baselines=names, quick=quick, keep=keep

@@ -115,6 +115,22 @@ def test_nothing_is_kept_of_other_seeds_or_of_no_file(done, tmp_path, monkeypatc
         run_benchmark("phantom", tmp_path, tmp_path, tmp_path / "out", [0, 1], keep=True)
 
 
+def test_seeds_that_ran_alone_are_found_done(done, tmp_path, monkeypatch):
+    make_small(monkeypatch)
+    early = run_small(tmp_path, "--baselines", "little", "--only-seed", "1")
+    assert isinstance(early.exception, ConfigError) and "seed-0" in str(early.exception)
+    for seed in ("0", "1"):
+        alone = run_small(tmp_path, "--baselines", "little", "--only-seed", seed)
+        assert alone.exit_code == 0, alone.output
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(BASELINES["little"], "fit", None)
+    together = run_small(tmp_path, "--baselines", "little")
+    assert together.exit_code == 0, together.output
+    here, there = (json.loads((f / "out/phantom.json").read_text())["models"] for f in (tmp_path, done[0]))
+    for model in (OURS, MORE, "little"):
+        assert here[model]["test"]["auc"] == there[model]["test"]["auc"]
+
+
 def test_the_posteriors_give_the_figures_of_the_file(done):
     found = json.loads((done[0] / "out" / "phantom.json").read_text())
     rows = pd.read_parquet(done[0] / "out" / "phantom-posteriors.parquet")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scorebayes.baselines import BASELINES
+from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.baselines.network import Network
 from scorebayes.benchmark.answers import Answers
 from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, WITHOUT_OURS
 from scorebayes.benchmark.posteriors import posteriors_path, read_posteriors, write_posteriors
-from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Outcome, one_seed
+from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark, Outcome, one_seed
 from scorebayes.benchmark.summary import (
     add_mixtures,
     adjusted_leads,
@@ -34,7 +34,30 @@ from scorebayes.benchmark.summary import (
 )
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.run import environment
+from scorebayes.run import environment, open_run
+
+
+def run_one_seed(
+    name: str,
+    data_root: Path,
+    runs: Path,
+    seed: int,
+    *,
+    baselines: Sequence[str] | None = None,
+    quick: bool = False,
+) -> Path:
+    """Train, score and evaluate the models of one seed and write no results: seeds can run on several machines that share
+    ``runs``, and ``run_benchmark`` then finds them done. Seed 0 comes first: its baselines' settings are everyone's.
+
+    Returns the run directory. Errors as of ``run_benchmark``.
+    """
+    benchmark, source, stem = _asked(name, data_root, baselines, quick)
+    folder = runs / stem
+    if seed:
+        first = open_run(folder / "seed-0")
+        for baseline in benchmark.baselines:
+            open_baseline(first, baseline)  # ConfigError where it is not trained yet
+    return one_seed(benchmark, source, folder / f"seed-{seed}", seed, first if seed else None).run.path
 
 
 def run_benchmark(
@@ -54,14 +77,7 @@ def run_benchmark(
     measured before; they take part in comparisons and mixtures if their posteriors are in the file. DataError if the data
     are absent, ConfigError for an unknown baseline, or where what is kept had another budget or other seeds.
     """
-    benchmark = BENCHMARKS[name]
-    if baselines is not None:
-        benchmark = replace(benchmark, baselines=require_known(baselines))
-    stem = f"{name}-quick" if quick else name
-    benchmark = benchmark.quick() if quick else benchmark
-    source = benchmark.source.format(root=data_root.resolve())
-    if source != benchmark.source and not Path(source.partition(":")[2]).exists():
-        raise DataError(f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root.")
+    benchmark, source, stem = _asked(name, data_root, baselines, quick)
     path = results / f"{stem}.json"
     budget = {
         "seeds": list(seeds),
@@ -122,6 +138,19 @@ def run_benchmark(
     write_posteriors(posteriors_path(path), seeds, each, (OURS, MORE, *compared, *mixed), first.facts.classes)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def _asked(
+    name: str, data_root: Path, baselines: Sequence[str] | None, quick: bool
+) -> tuple[Benchmark, str, str]:
+    """A benchmark with these baselines, its source, and what its files are called."""
+    benchmark = BENCHMARKS[name]
+    if baselines is not None:
+        benchmark = replace(benchmark, baselines=require_known(baselines))
+    source = benchmark.source.format(root=data_root.resolve())
+    if source != benchmark.source and not Path(source.partition(":")[2]).exists():
+        raise DataError(f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root.")
+    return (benchmark.quick(), source, f"{name}-quick") if quick else (benchmark, source, name)
 
 
 def _command(name: str, n_seeds: int, baselines: Sequence[str] | None, keep: bool, quick: bool) -> str:
