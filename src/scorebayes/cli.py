@@ -72,7 +72,9 @@ def train(
     config: Annotated[Path | None, typer.Option(help="TOML file; overrides the preset.")] = None,
     preset: Annotated[str, typer.Option(help="tiny, light, small or paper.")] = "small",
     size: Annotated[int | None, typer.Option(help="Side of the prepared image in pixels.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps. [default: the preset's, or by the number of images]")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Cap on the training time.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the split, the weights and all random numbers.")

@@ -56,7 +56,8 @@ class DataConfig:
 class TrainConfig:
     """How the score is learned.
 
-    steps: optimiser steps. minutes: an optional cap; the learning rate then falls with whichever budget ends first.
+    steps: optimiser steps; by default a run gets more where there are more than 1,000 images (``inputs.suggest``).
+    minutes: an optional cap; the learning rate then falls with whichever budget ends first.
     batch: images in a step. lr: peak learning rate, after ``warmup`` steps, falling to zero as a cosine.
     ema: decay of the averaged weights, which are the ones used. null_label: share of labels dropped; 1 trains without
     any, on unlabelled images as well: no classifier, but a start for others (``init``).

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scorebayes.config import Config, resolve
+from scorebayes.config import Config, TrainConfig, resolve
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, Source
 from scorebayes.data.load import ImageSet, load
@@ -28,6 +28,7 @@ from scorebayes.progress import progress_bar
 from scorebayes.run import Facts, Run, create_run, open_run, require_prior
 
 LARGEST_DEFAULT_SIZE = 64
+FEW_IMAGES, STEPS_POWER = 1000, 0.4  # up to so many, the steps are the configuration's default
 UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
 """What a start that was broken off leaves; config.toml is written last and makes it a run."""
 
@@ -35,7 +36,11 @@ WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brin
 
 
 def suggest(source: Source, records: Sequence[Record]) -> dict[str, Any]:
-    """What a data set implies for the configuration: image size, channels and bit depth."""
+    """What a data set implies for the configuration: image size, channels, bit depth, and training steps.
+
+    Steps grow with the number of images, slowly (docs/decisions/0014).
+    """
+    steps = TrainConfig.steps * max(1.0, len(records) / FEW_IMAGES) ** STEPS_POWER
     for record in records:
         try:
             side = max(source.read(record).shape[:2])
@@ -46,7 +51,8 @@ def suggest(source: Source, records: Sequence[Record]) -> dict[str, Any]:
                 "size": min(side, LARGEST_DEFAULT_SIZE),
                 "channels": source.info.channels,
                 "bits": source.info.bits,
-            }
+            },
+            "train": {"steps": int(round(steps, -2))},
         }
     raise DataError(f"{source.info.title}: none of the {len(records)} images can be read.")
 

@@ -51,7 +51,10 @@ def train(
 
 def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: str) -> Run:
     """The run, under the configuration asked for. What the weights do not depend on may have changed since it began."""
-    known = {"prepare": run.config.sections["prepare"]}
+    known = {
+        "prepare": run.config.sections["prepare"],
+        "train": {"steps": run.config.train.steps},
+    }
     wanted = resolve(*layers, {"data": {"source": data}}, preset=preset, defaults=known)
     differences = run.config.differences(wanted, leave_out=AFTER_TRAINING)
     if differences:

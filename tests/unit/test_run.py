@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import finish, train_tiny, write_pictures
+from fixtures.tiny_run import DATA, finish, train_tiny, write_pictures
 from PIL import Image
 
 import scorebayes
+from scorebayes import stages
+from scorebayes.config import PRESETS
+from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import evaluate
-from scorebayes.inputs import load_split
+from scorebayes.inputs import load_split, start_run, suggest
 from scorebayes.likelihood import DenoisingBound, Flow, PaperFlow
 from scorebayes.predict import predict_files
 from scorebayes.scoring import read_table, score_split, table_path
@@ -209,3 +212,36 @@ def test_the_network_stays_on_its_device_and_the_state_in_double_precision(run):
     x = run.standardise(load_split(run, "test").subset([0]).images).double()
     score = run.score(x, torch.tensor([0.5], dtype=torch.float64), torch.tensor([0]))
     assert score.dtype == torch.float64
+
+
+def test_larger_sets_are_trained_for_more_steps_unless_steps_are_given(tmp_path):
+    source = open_source(DATA)
+    records = list(source.records())
+
+    def steps(n: int) -> int:
+        return suggest(source, (records * n)[:n])["train"]["steps"]
+
+    assert steps(80) == steps(1000) == 1000
+    assert (steps(5856), steps(20_000)) == (2000, 3300)
+
+    def begun(name: str, preset: str, *layers: dict) -> int:
+        run, _ = start_run(tmp_path / name, DATA, layers, preset, torch.device("cpu"))
+        return run.config.train.steps
+
+    assert begun("own", "small", {"train": {"steps": 7}}) == 7
+    assert begun("preset", "tiny") == PRESETS["tiny"]["train"]["steps"]
+
+
+def test_a_run_with_its_own_steps_is_resumed_without_naming_them(tmp_path):
+    layers = [{"net": {"channels": [8, 16], "blocks": 1}, "likelihood": {"levels": 2, "repeats": 1}}]
+    few = [*layers, {"train": {"steps": 3, "batch": 8}}]
+    cpu = torch.device("cpu")
+    stages.train(tmp_path / "run", DATA, few, "small", cpu)
+    again = stages.train(
+        tmp_path / "run", DATA, [*layers, {"train": {"batch": 8}}], "small", cpu, resume=True
+    )
+    assert again.config.train.steps == 3
+    with pytest.raises(ConfigError, match=r"train.steps: 3 -> 4"):
+        stages.train(
+            tmp_path / "run", DATA, [*few, {"train": {"steps": 4, "batch": 8}}], "small", cpu, resume=True
+        )
