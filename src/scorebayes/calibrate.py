@@ -8,7 +8,7 @@ validation images give a temperature and many give a weighting.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,8 @@ class Calibration:
     """How table values become logits.
 
     weights: [L] >= 0, per noise level. bias: [Y]. level_log_snr: [L], mean log-SNR of each level, for plots.
-    penalty: chosen by cross-validation. log_loss: cross-fitted, nats per image; n: images it was fitted on.
+    penalty: chosen by cross-validation, rather too heavy than too light. log_loss: cross-fitted, nats per image.
+    n: images it was fitted on. draw_means: [K, Y], every draw in the mean over these images.
     """
 
     weights: NDArray[np.float64]
@@ -39,6 +40,7 @@ class Calibration:
     penalty: float = float("nan")
     log_loss: float = float("nan")
     n: int = 0
+    draw_means: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
     @staticmethod
     def none(table: LogLikTable) -> Calibration:
@@ -60,6 +62,15 @@ class Calibration:
                 "Score the validation split with the same estimator and fit again.",
             )
         return np.einsum("nly,l->ny", means, self.weights) + self.bias
+
+    def own_draws(self, table: LogLikTable) -> NDArray[np.float64]:
+        """The draws [K, N, Y] less their means over the images that the calibration was fitted on.
+
+        Where all images meet the same noise, part of what it does is alike for all of them: the bias takes it off, so it is
+        no error of an image. Draws that were not among the calibration's stay as they are.
+        """
+        k = len(table.draws)
+        return table.draws - self.draw_means[:k, None] if k <= len(self.draw_means) else table.draws
 
     def variance_of_mean(self, table: LogLikTable, values: NDArray) -> NDArray[np.float64]:
         """Monte-Carlo variance of the weighted sum of level means of per-draw values [K, N] -> [N].
@@ -92,9 +103,9 @@ class Calibration:
     @staticmethod
     def from_dict(stored: dict) -> Calibration:
         """The inverse of ``to_dict``; other keys are passed over."""
-        own = {field.name: stored[field.name] for field in fields(Calibration)}
-        arrays = {key: np.asarray(own[key], dtype=np.float64) for key in ("weights", "bias", "level_log_snr")}
-        return Calibration(**{**own, **arrays})
+        own = {each.name: stored[each.name] for each in fields(Calibration) if each.name in stored}
+        arrays = ("weights", "bias", "level_log_snr", "draw_means")
+        return Calibration(**own | {key: np.asarray(own[key], np.float64) for key in arrays if key in own})
 
 
 def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, seed: int = 0) -> Calibration:
@@ -121,12 +132,24 @@ def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, s
     splitter = StratifiedKFold(min(folds, int(counts.min())), shuffle=True, random_state=seed)
     parts = list(splitter.split(z, labels))
     penalties = PENALTIES if len(spread) > 1 else (1.0,)
-    losses = [_cross_fitted_loss(z, labels, log_prior, penalty, parts) for penalty in penalties]
-    best = int(np.argmin(losses))
-    weights, bias = _fit(z, labels, log_prior, penalties[best])
+    losses = np.stack([_cross_fitted_losses(z, labels, log_prior, penalty, parts) for penalty in penalties])
+    chosen = _heaviest_that_may_be_best(losses)
+    weights, bias = _fit(z, labels, log_prior, penalties[chosen])
     return Calibration(
-        weights / spread, bias, _level_log_snr(table), table.kind, penalties[best], losses[best], len(labels)
-    )
+        weights / spread, bias, _level_log_snr(table), table.kind, penalties[chosen], float(losses[chosen].mean()),
+        len(labels), table.draws.mean(axis=1),
+    )  # fmt: skip
+
+
+def _heaviest_that_may_be_best(losses: NDArray) -> int:
+    """The last of the penalties whose loss exceeds the lowest by no more than one standard error of the difference.
+
+    losses: [P, N] of the same images, penalties rising. The one-standard-error rule (Breiman et al. 1984, Classification and
+    Regression Trees, 3.4.3), on paired differences: few images often prefer a light penalty by chance.
+    """
+    excess = losses - losses[losses.mean(axis=1).argmin()]
+    std_error = excess.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
+    return int(np.flatnonzero(excess.mean(axis=1) <= std_error)[-1])
 
 
 def _spread(means: NDArray) -> NDArray:
@@ -139,14 +162,17 @@ def _level_log_snr(table: LogLikTable) -> NDArray:
     return np.array([table.log_snr[table.level == level].mean() for level in np.unique(table.level)])
 
 
-def _cross_fitted_loss(z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float, parts: list) -> float:
+def _cross_fitted_losses(
+    z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float, parts: list
+) -> NDArray[np.float64]:
+    """Log-loss of every image [N] by weights that were fitted without it."""
     log_prob = np.empty((len(z), z.shape[2]))
     for fit_rows, held_out in parts:
         weights, bias = _fit(z[fit_rows], labels[fit_rows], log_prior, penalty)
         log_prob[held_out] = log_softmax(
             np.einsum("nly,l->ny", z[held_out], weights) + bias + log_prior, axis=1
         )
-    return float(-log_prob[np.arange(len(labels)), labels].mean())
+    return -log_prob[np.arange(len(labels)), labels]
 
 
 def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float) -> tuple[NDArray, NDArray]:

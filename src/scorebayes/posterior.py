@@ -96,11 +96,11 @@ def _log_odds(log_prob: NDArray) -> NDArray:
 
 def _log_odds_std_error(table: LogLikTable, calibration: Calibration, log_prob: NDArray) -> NDArray:
     """Delta method: project every draw on the gradient of each log-odds, add the variances of the noise levels."""
-    n_classes = log_prob.shape[1]
+    n_classes, draws = log_prob.shape[1], calibration.own_draws(table)
     std_error = np.empty_like(log_prob)
     for y in range(n_classes):
         # d log_odds_y / d logit_c is 1 for c = y, else minus the share of c among the other classes.
         others = np.where(np.arange(n_classes) == y, -np.inf, log_prob)
         gradient = (np.arange(n_classes) == y) - np.exp(others - logsumexp(others, axis=1, keepdims=True))
-        std_error[:, y] = np.sqrt(calibration.variance_of_mean(table, (table.draws * gradient).sum(axis=2)))
+        std_error[:, y] = np.sqrt(calibration.variance_of_mean(table, (draws * gradient).sum(axis=2)))
     return std_error

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from scorebayes.calibrate import Calibration, fit_calibration
+from scorebayes.calibrate import Calibration, _heaviest_that_may_be_best, fit_calibration
 from scorebayes.errors import ConfigError, DataError, NumericalError
 from scorebayes.posterior import bayes
 from scorebayes.table import LogLikTable
@@ -81,6 +82,60 @@ def test_the_standard_error_of_the_log_odds_is_honest():
     np.testing.assert_allclose(
         np.sqrt(np.mean(np.square(stated))), np.std(estimates, axis=0, ddof=1).mean(), rtol=0.05
     )
+
+
+def test_a_lighter_penalty_must_be_surely_better():
+    rng = np.random.default_rng(0)
+    common = rng.exponential(size=200)
+
+    def chosen(*excess: float) -> int:
+        noise = rng.normal(size=(len(excess), 200))
+        noise -= noise.mean(axis=1, keepdims=True)
+        return _heaviest_that_may_be_best(common + np.array(excess)[:, None] + noise)
+
+    assert chosen(0.0, 0.01, 0.02) == 2  # the standard error of a difference is 0.1
+    assert chosen(0.0, 0.01, 0.5) == 1
+    assert chosen(0.5, 0.4, 0.0) == 2
+    assert chosen(0.0) == 0
+
+
+def test_what_common_noise_does_to_all_images_is_no_error_of_an_image():
+    """The calibration meets the same noise; its bias takes the common part off, so that it does not move the log-odds."""
+    rng = np.random.default_rng(5)
+    signal_val, signal = (make_table(n=n, repeats=2, noise=0.0, seed=s) for n, s in ((1500, 6), (150, 7)))
+
+    def with_noise(table: LogLikTable, common: np.ndarray) -> LogLikTable:
+        noise = common[:, None] + 0.5 * rng.normal(size=table.draws.shape)
+        return LogLikTable(**{**vars(table), "draws": table.draws + noise})
+
+    estimates, stated, raw = [], [], []
+    for _ in range(60):
+        common = 2 * rng.normal(size=(8, 2))
+        calibration = fit_calibration(with_noise(signal_val, common), UNIFORM)
+        table = with_noise(signal, common)
+        post = bayes(table, UNIFORM, calibration)
+        estimates.append(post.log_odds[:, 1])
+        stated.append(post.log_odds_std_error[:, 1])
+        raw.append(
+            bayes(table, UNIFORM, replace(calibration, draw_means=np.empty((0, 2)))).log_odds_std_error[:, 1]
+        )
+    moved = np.std(estimates, axis=0, ddof=1).mean()
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(moved, rel=0.1)
+    assert np.sqrt(np.mean(np.square(raw))) > 2 * moved  # the common part left in
+
+
+def test_a_calibration_of_other_draws_takes_nothing_off():
+    table = make_table(n=200, repeats=2)
+    calibration = fit_calibration(table, UNIFORM)
+    np.testing.assert_allclose(calibration.own_draws(table).mean(axis=1), 0, atol=1e-12)
+    more = make_table(n=200, repeats=3)
+    np.testing.assert_array_equal(calibration.own_draws(more), more.draws)
+
+
+def test_a_calibration_stored_before_draw_means_is_read():
+    stored = fit_calibration(make_table(), UNIFORM).to_dict()
+    del stored["draw_means"]
+    assert Calibration.from_dict(stored).draw_means.shape[0] == 0
 
 
 def test_collapsed_strata_do_not_understate_the_error():

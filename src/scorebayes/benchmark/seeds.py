@@ -60,9 +60,9 @@ class Benchmark:
         return [self.layer, {"seed": seed, "train": {"steps": steps, **begin}}]
 
 
-MORE_LIKELIHOOD = {"repeats": 4}
-"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, twice the evaluations,
-generative as well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
+MORE_LIKELIHOOD = {"levels": 8, "repeats": 4}
+"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, 64 evaluations, generative as
+well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
 
 FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}
 """[train] where the weights are good already and the labels are to be learned (docs/decisions/0009)."""

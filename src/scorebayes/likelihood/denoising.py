@@ -53,7 +53,7 @@ class Denoising:
     rows_per_call: largest number of (image, evaluation, class) rows in one network call: bounds the memory.
     """
 
-    levels: int = 8
+    levels: int = 5
     repeats: int = 2
     mean: float = -1.0
     std: float = 2.0
