@@ -13,6 +13,7 @@ from scorebayes import train as training
 from scorebayes.checkpoint import write_atomically
 from scorebayes.config import resolve
 from scorebayes.errors import ConfigError
+from scorebayes.noise_choice import choose_noise
 from scorebayes.report import write_report
 from scorebayes.run import Run, open_run, pick_device
 from scorebayes.scoring import score_split
@@ -44,6 +45,7 @@ def train(
         training.fit(run, images["train"], images["val"])
         if run.config.train.label_free:
             return run
+        run = choose_noise(run, images["val"])
         score_split(run, "val")
         evaluate.calibrate(run)
     return run
@@ -62,6 +64,9 @@ def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: st
             f"{run.path}: the run was started with another configuration: {'; '.join(differences)}.",
             "Resume without these options, or use a new directory.",
         )
+    mine, theirs = run.config.sections["likelihood"], wanted.sections["likelihood"]
+    if {**theirs, "first": mine.get("first")} == mine:  # the same estimator, whose noise is chosen already
+        theirs["first"] = mine["first"]
     write_atomically(run.path / "config.toml", wanted.to_toml())
     return open_run(run.path, str(run.device))
 

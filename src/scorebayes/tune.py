@@ -18,6 +18,7 @@ from scorebayes.errors import ConfigError
 from scorebayes.evaluate import calibrate
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising
+from scorebayes.noise_choice import choose_noise
 from scorebayes.run import Run, log_lik_table, open_run
 from scorebayes.scoring import read_table, score_split
 from scorebayes.table import LogLikTable
@@ -98,10 +99,13 @@ def tune(run: Run) -> Tuned:
         sections = run.config.sections
         config = replace(
             run.config,
-            sections={**sections, "likelihood": {**sections["likelihood"], "mean": mean, "std": std}},
+            sections={
+                **sections,
+                "likelihood": {**sections["likelihood"], "mean": mean, "std": std, "first": []},
+            },
         )
         write_atomically(run.path / "config.toml", config.to_toml())
-        changed = open_run(run.path, str(run.device))
+        changed = choose_noise(open_run(run.path, str(run.device)), val)
         score_split(changed, "val")
         calibrate(changed)
     return found

@@ -14,6 +14,7 @@ LAYERS = [
     ["cli", "cli_data", "cli_benchmark"],
     ["benchmark"],
     ["stages", "tune"],
+    ["noise_choice"],
     ["predict", "explain", "evidence", "counterfactual", "gallery", "evaluate", "report"],
     ["scoring", "train", "baselines", "sequential"],
     ["looks"],

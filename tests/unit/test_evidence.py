@@ -59,7 +59,7 @@ def one(run, row=0):
 
 def with_estimator(run, monkeypatch, **changes):
     """The run with another class score, its calibration refitted to nothing but the number of levels."""
-    estimator = replace(run.likelihood, **changes)
+    estimator = replace(run.likelihood, first=(), **changes)
     monkeypatch.setattr(type(run), "likelihood", property(lambda _: estimator))
     return estimator
 

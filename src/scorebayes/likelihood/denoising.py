@@ -47,6 +47,8 @@ class Denoising:
     common_noise: all images of a run are asked with the same noise and noise levels (common random numbers), so that what
         these do to all of them alike changes no order, and is in the bias that the calibration takes off. False: every
         image has its own, named by its key.
+    candidates: passes from which a run chooses its common noise (``choose_noise``); no more than ``repeats``: no choice.
+    first: numbers of the draws (pass x levels + level) that were chosen, whole passes; the others follow in their order.
     images_per_call: images that share a network call: 4 are a fifth faster than 1 on a CPU, a GPU takes more. Images do not
         mix, but how a library adds may depend on how many there are: 1 makes a result independent of the others to the
         bit by construction (with the networks here it is so with more, too), else it is up to rounding.
@@ -60,6 +62,8 @@ class Denoising:
     flips: bool = True
     antithetic: bool = True
     common_noise: bool = True
+    candidates: int = 8
+    first: tuple[int, ...] = ()
     images_per_call: int = 4
     rows_per_call: int = 256
 
@@ -67,6 +71,13 @@ class Denoising:
 
     def __post_init__(self) -> None:
         _require_positive(self, "levels", "repeats", "std", "images_per_call", "rows_per_call")
+        if sorted(number % self.levels for number in self.first) != sorted(
+            list(range(self.levels)) * (len(self.first) // self.levels)
+        ) or len(set(self.first)) < len(self.first):
+            raise ConfigError(
+                f"first = {list(self.first)} are not distinct draws, equally many at each of {self.levels} levels.",
+                "Leave it out: training chooses them.",
+            )
 
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
         """x [N, C, H, W] standardised -> levels x repeats draws of the class score."""
@@ -92,25 +103,24 @@ class Denoising:
     def squared_residuals(self, score: Score, x: Tensor, draws: Draws) -> Iterator[tuple[int, Tensor]]:
         """The draws of ``__call__`` pixel by pixel, for one image x [1, C, H, W]: what their errors are sums of.
 
-        Yields the number of the draw and its squared residual under every class [Y, C, H, W] float64, turned back
-        where it was mirrored. With ``antithetic`` every number comes twice.
+        Yields the place of the draw among those of ``__call__`` and its squared residual under every class [Y, C, H, W]
+        float64, turned back where it was mirrored. With ``antithetic`` every place comes twice.
         """
         noise, asked = self._plan(score, draws, range(self.repeats))
+        places = np.arange(len(asked.numbers)) % (self.levels * self.repeats)
         for _, block, squares in noise.squared_residuals(score, x, asked):
-            for number, mirrored, square in zip(
-                asked.numbers[block], asked.mirrored[block], squares[0], strict=True
-            ):
-                yield int(number), square.flip(-1) if mirrored else square
+            for place, mirrored, square in zip(places[block], asked.mirrored[block], squares[0], strict=True):
+                yield int(place), square.flip(-1) if mirrored else square
 
     def _plan(
         self, score: Score, draws: Draws, numbers: range, classes: Tensor | None = None
     ) -> tuple[_Noise, _Evaluations]:
         """The evaluations of some passes: one of every draw and, where antithetic, then another of every draw."""
-        first, stop = numbers.start * self.levels, numbers.stop * self.levels
+        names = self._in_order(numbers.stop)[numbers.start :].ravel()
         draws = draws.common() if self.common_noise else draws
-        place = draws.uniform("level", (stop,))[:, first:]
+        place = draws.uniform("level", (names.max() + 1,))[:, names]
         stratum = torch.arange(self.levels).repeat(len(numbers))
-        mirrored = np.repeat(np.arange(numbers.start, numbers.stop) % 2 == 1, self.levels) & self.flips
+        mirrored = (names // self.levels % 2 == 1) & self.flips
         noise = _Noise(draws, self.images_per_call, self.rows_per_call, classes)
         low, high = score.noise.log_snr_range
 
@@ -118,7 +128,7 @@ class Denoising:
             quantile = (stratum + place) / self.levels
             return (self.mean + self.std * torch.special.ndtri(quantile)).clamp(low, high)
 
-        asked = _Evaluations(np.arange(first, stop), log_snr_at(place), mirrored, np.ones(len(mirrored)))
+        asked = _Evaluations(names, log_snr_at(place), mirrored, np.ones(len(names)))
         if self.antithetic:
             asked = _Evaluations(
                 np.tile(asked.numbers, 2),
@@ -127,6 +137,15 @@ class Denoising:
                 np.repeat([1.0, -1.0], len(mirrored)),
             )
         return noise, asked
+
+    def _in_order(self, n_passes: int) -> NDArray[np.int64]:
+        """Numbers of the draws [P, levels] of the first passes: those of ``first``, then the others of every level."""
+        columns = []
+        for level in range(self.levels):
+            chosen = [number for number in self.first if number % self.levels == level]
+            others = (n for n in range(level, (n_passes + len(chosen)) * self.levels, self.levels))
+            columns.append([*chosen, *(n for n in others if n not in chosen)][:n_passes])
+        return np.array(columns, dtype=np.int64).T
 
 
 def _class_score(errors: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
