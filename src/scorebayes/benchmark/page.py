@@ -66,9 +66,9 @@ made on training and validation images. Cells are the mean over the seeds, ± th
 brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images). "ECE by
 chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
 
-Ours: `scorebayes-generative` with the default evaluations per class (32, antithetic and with one noise for all
-images; 16 independent ones where it says 16, and in the curves), `scorebayes-generative-64` with 64, both without any
-discriminative term. A model with a date behind its name was kept as it had been measured. `scorebayes-with-resnet18`
+Ours: `scorebayes-generative` with the default evaluations per class (20, antithetic and with one chosen noise for
+all images; 16 independent ones where it says 16, and in the curves), `scorebayes-generative-64` with 64, both without
+any discriminative term. A model with a date behind its name was kept as it had been measured. `scorebayes-with-resnet18`
 is the mean log-odds of the generative posterior (of 64 evaluations; in the curves, of the default) and of the
 ResNet-18; `scorebayes-best`, the best of ours on validation, that with the two baselines that have the lowest
 log-loss on validation images; its control, `two-baselines`, that of the two alone. `-ensemble`: the mean
