@@ -71,9 +71,9 @@ class Denoising:
 
     def __post_init__(self) -> None:
         _require_positive(self, "levels", "repeats", "std", "images_per_call", "rows_per_call")
-        if sorted(number % self.levels for number in self.first) != sorted(
-            list(range(self.levels)) * (len(self.first) // self.levels)
-        ) or len(set(self.first)) < len(self.first):
+        whole_passes = sorted([*range(self.levels)] * (len(self.first) // self.levels))
+        levels = sorted(number % self.levels for number in self.first)
+        if levels != whole_passes or len(set(self.first)) < len(self.first):
             raise ConfigError(
                 f"first = {list(self.first)} are not distinct draws, equally many at each of {self.levels} levels.",
                 "Leave it out: training chooses them.",
