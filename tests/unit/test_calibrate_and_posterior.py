@@ -102,14 +102,14 @@ def test_a_lighter_penalty_must_be_surely_better():
 def test_what_common_noise_does_to_all_images_is_no_error_of_an_image():
     """The calibration meets the same noise; its bias takes the common part off, so that it does not move the log-odds."""
     rng = np.random.default_rng(5)
-    signal_val, signal = (make_table(n=n, repeats=2, noise=0.0, seed=s) for n, s in ((1500, 6), (150, 7)))
+    signal_val, signal = (make_table(n=n, repeats=2, noise=0.0, seed=s) for n, s in ((800, 6), (150, 7)))
 
     def with_noise(table: LogLikTable, common: np.ndarray) -> LogLikTable:
         noise = common[:, None] + 0.5 * rng.normal(size=table.draws.shape)
         return LogLikTable(**{**vars(table), "draws": table.draws + noise})
 
     estimates, stated, raw = [], [], []
-    for _ in range(60):
+    for _ in range(25):
         common = 2 * rng.normal(size=(8, 2))
         calibration = fit_calibration(with_noise(signal_val, common), UNIFORM)
         table = with_noise(signal, common)
