@@ -211,6 +211,10 @@ class Config:
         }
         return tomli_w.dumps({"seed": self.seed, **filled})
 
+    def changed(self, section: str, **fields: Any) -> Config:
+        """With other values of some fields of a section, as plain TOML values."""
+        return Config(self.seed, {**self.sections, section: {**self.sections[section], **fields}})
+
     def differences(self, other: Config, leave_out: Collection[str] = ()) -> list[str]:
         """Fields in which two configurations differ, as ``section.field: mine -> other's``; some sections left out."""
         found = [] if self.seed == other.seed else [f"seed: {self.seed} -> {other.seed}"]

@@ -13,10 +13,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.likelihood import Denoising
-from scorebayes.run import Run, log_lik_table, open_run
+from scorebayes.run import Run, log_lik_table, reconfigured
 from scorebayes.train import validation_images
 
 ROUNDS = 5  # of exchanging one draw at a time; two to three change anything
@@ -45,10 +44,8 @@ def choose_draws(values: NDArray[np.float64], levels: int, repeats: int) -> tupl
         for level in range(levels):
             for slot in range(repeats):
                 taken = np.delete(chosen[:, level], slot)
-                rest = (
-                    sum(away[chosen[:, y], y].sum(axis=0) for y in range(levels))
-                    - away[chosen[slot, level], level]
-                )
+                now = away[chosen, np.arange(levels)].sum(axis=(0, 1))
+                rest = now - away[chosen[slot, level], level]
                 size = np.square(rest + away[:, level]).sum(axis=1)
                 size[taken] = np.inf
                 chosen[slot, level] = size.argmin()
@@ -74,7 +71,4 @@ def choose_noise(run: Run, val: ImageSet) -> Run:
         every, run.score, run.standardise(images.images), images.keys, run.config.seed
     ).usable()
     chosen = choose_draws(table.draws, own.levels, own.repeats)
-    sections = run.config.sections
-    changed = {**sections, "likelihood": {**sections["likelihood"], "first": list(chosen)}}
-    write_atomically(run.path / "config.toml", replace(run.config, sections=changed).to_toml())
-    return open_run(run.path, str(run.device))
+    return reconfigured(run, run.config.changed("likelihood", first=list(chosen)))

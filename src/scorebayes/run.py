@@ -340,6 +340,12 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
     return Run(path, config, Facts(info, mean, std, tuple(counts)), pick_device(device))
 
 
+def reconfigured(run: Run, config: Config) -> Run:
+    """The run under another configuration, which its ``config.toml`` holds from now on."""
+    write_atomically(run.path / "config.toml", config.to_toml())
+    return open_run(run.path, str(run.device))
+
+
 def require_prior(prior: PriorConfig, classes: Sequence[str]) -> None:
     """ConfigError where the given prior is none for these classes."""
     prob = prior.prob

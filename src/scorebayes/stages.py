@@ -10,12 +10,11 @@ import torch
 
 from scorebayes import evaluate, inputs
 from scorebayes import train as training
-from scorebayes.checkpoint import write_atomically
 from scorebayes.config import resolve
 from scorebayes.errors import ConfigError
 from scorebayes.noise_choice import choose_noise
 from scorebayes.report import write_report
-from scorebayes.run import Run, open_run, pick_device
+from scorebayes.run import Run, open_run, pick_device, reconfigured
 from scorebayes.scoring import score_split
 
 AFTER_TRAINING = ("likelihood", "prior")  # sections that only scoring and deciding depend on
@@ -64,11 +63,10 @@ def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: st
             f"{run.path}: the run was started with another configuration: {'; '.join(differences)}.",
             "Resume without these options, or use a new directory.",
         )
-    mine, theirs = run.config.sections["likelihood"], wanted.sections["likelihood"]
-    if {**theirs, "first": mine.get("first")} == mine:  # the same estimator, whose noise is chosen already
-        theirs["first"] = mine["first"]
-    write_atomically(run.path / "config.toml", wanted.to_toml())
-    return open_run(run.path, str(run.device))
+    mine = run.config.sections["likelihood"]
+    with_choice = wanted.changed("likelihood", first=mine.get("first"))
+    same = with_choice.sections["likelihood"] == mine  # the same estimator, whose noise is chosen already
+    return reconfigured(run, with_choice if same else wanted)
 
 
 def demo(path: Path, data: str) -> tuple[dict[str, Any], Path]:

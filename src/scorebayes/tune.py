@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from scorebayes.calibrate import Calibration, fit_calibration
-from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError
 from scorebayes.evaluate import calibrate
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising
 from scorebayes.noise_choice import choose_noise
-from scorebayes.run import Run, log_lik_table, open_run
+from scorebayes.run import Run, log_lik_table, reconfigured
 from scorebayes.scoring import read_table, score_split
 from scorebayes.table import LogLikTable
 from scorebayes.train import step_seed
@@ -96,16 +95,8 @@ def tune(run: Run) -> Tuned:
     fitted = replace(own, mean=mean, std=std)
     found = Tuned((own.mean, own.std), (mean, std), mean_loss(own), mean_loss(fitted))
     if found.better:
-        sections = run.config.sections
-        config = replace(
-            run.config,
-            sections={
-                **sections,
-                "likelihood": {**sections["likelihood"], "mean": mean, "std": std, "first": []},
-            },
-        )
-        write_atomically(run.path / "config.toml", config.to_toml())
-        changed = choose_noise(open_run(run.path, str(run.device)), val)
+        config = run.config.changed("likelihood", mean=mean, std=std, first=[])
+        changed = choose_noise(reconfigured(run, config), val)
         score_split(changed, "val")
         calibrate(changed)
     return found

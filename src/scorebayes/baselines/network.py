@@ -98,9 +98,8 @@ class Network(Kind):
         for log_loss in training.validations(val, self.title, VALIDATIONS):
             training.save(checkpoints, log_loss)
         best = checkpoints.best()
-        net = _ordered(
-            training.averaged, torch.contiguous_format
-        )  # as it is built again from the stored numbers
+        # In the order in which it is built again from the stored numbers.
+        net = _ordered(training.averaged, torch.contiguous_format)
         net.load_state_dict(checkpoints.load(best))
         return Fitted(
             net.eval(),

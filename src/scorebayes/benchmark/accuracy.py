@@ -24,12 +24,11 @@ from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark, O
 from scorebayes.benchmark.summary import (
     add_mixtures,
     adjusted_leads,
-    baseline_cost,
+    baseline_entry,
     ensemble_entry,
     mixture_entries,
     mixtures,
-    own_cost,
-    summarise,
+    own_entry,
     val_log_loss,
 )
 from scorebayes.checkpoint import write_atomically
@@ -52,12 +51,12 @@ def run_one_seed(
     Returns the run directory. Errors as of ``run_benchmark``.
     """
     benchmark, source, stem = _asked(name, data_root, baselines, quick)
-    folder = runs / stem
+    folder, tuned = runs / stem, None
     if seed:
-        first = open_run(folder / "seed-0")
+        tuned = open_run(folder / "seed-0")
         for baseline in benchmark.baselines:
-            open_baseline(first, baseline)  # ConfigError where it is not trained yet
-    return one_seed(benchmark, source, folder / f"seed-{seed}", seed, first if seed else None).run.path
+            open_baseline(tuned, baseline)  # ConfigError where it is not trained yet
+    return one_seed(benchmark, source, folder / f"seed-{seed}", seed, tuned).run.path
 
 
 def run_benchmark(
@@ -169,18 +168,14 @@ def _own_entries(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         (OURS, [outcome.metrics for outcome in outcomes]),
         (MORE, [outcome.more_metrics for outcome in outcomes]),
     ):
-        entries[model] = {**summarise(metrics), "cost": own_cost(runs, metrics)}
+        entries[model] = own_entry(runs, metrics)
         entries |= ensemble_entry(model, entries[model], answers)
     return entries
 
 
 def _baseline_entries(outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
     """Results and cost of a baseline; of a network's ensemble, too (the others hardly depend on the seed)."""
-    entry = {
-        **summarise([outcome.baselines[name] for outcome in outcomes]),
-        "cost": baseline_cost(outcomes, name),
-        "val_log_loss": val_log_loss(outcomes, name),
-    }
+    entry = {**baseline_entry(outcomes, name), "val_log_loss": val_log_loss(outcomes, name)}
     networks = isinstance(BASELINES[name], Network)
     return {name: entry} | (ensemble_entry(name, entry, [o.answers for o in outcomes]) if networks else {})
 

@@ -81,11 +81,11 @@ class OurTarget:
         """The same sum of log errors as in ``likelihood.Denoising``, from its squared residuals."""
         levels, dims = self.likelihood.levels, x[0].numel()
         values: list[list[Tensor]] = [[] for _ in range(levels)]
-        for number, squares in self.likelihood.squared_residuals(
+        for place, squares in self.likelihood.squared_residuals(
             self.score, x, Draws(self.run.config.seed, [key])
         ):
             error = squares.flatten(1).sum(1).clamp(min=_LEAST_ERROR)
-            values[number % levels].append(-0.5 * dims * (error / dims).log())
+            values[place % levels].append(-0.5 * dims * (error / dims).log())
         means = torch.stack([torch.stack(of_level).mean(0) for of_level in values])
         calibration = self.run.calibration
         return torch.from_numpy(calibration.weights) @ means + torch.from_numpy(

@@ -29,12 +29,11 @@ from scorebayes.benchmark.names import CONTROL, OURS, REFERENCE, WITHOUT_OURS
 from scorebayes.benchmark.seeds import BENCHMARKS, Benchmark, Outcome, pretrain, train_beside
 from scorebayes.benchmark.summary import (
     add_mixtures,
-    baseline_cost,
+    baseline_entry,
     leads,
     mixture_entries,
     mixtures,
-    own_cost,
-    summarise,
+    own_entry,
     val_log_loss,
 )
 from scorebayes.checkpoint import write_atomically
@@ -305,11 +304,8 @@ def _header(study: Study, info: SourceInfo, models: Sequence[str]) -> dict[str, 
 def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     runs = [outcome.run for outcome in outcomes]
     used = [_train_records(world, seed, world.options(study, value)) for seed in study.seeds]
-    metrics = [outcome.metrics for outcome in outcomes]
-    models = {OURS: {**summarise(metrics), "cost": own_cost(runs, metrics)}}
-    for name in study.baselines:
-        cost = baseline_cost(outcomes, name)
-        models[name] = {**summarise([o.baselines[name] for o in outcomes]), "cost": cost}
+    models = {OURS: own_entry(runs, [outcome.metrics for outcome in outcomes])}
+    models |= {name: baseline_entry(outcomes, name) for name in study.baselines}
     mixed = mixtures({name: val_log_loss(outcomes, name) for name in study.baselines})
     each = add_mixtures([outcome.answers for outcome in outcomes], mixed)
     models |= mixture_entries(each, mixed, {name: model["cost"] for name, model in models.items()})

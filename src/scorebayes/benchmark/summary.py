@@ -96,7 +96,17 @@ def mixture_entries(
     }
 
 
-def own_cost(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def own_entry(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Results and cost of our model: its runs, and what their evaluation found."""
+    return {**summarise(metrics), "cost": _own_cost(runs, metrics)}
+
+
+def baseline_entry(done: Sequence[Outcome], name: str) -> dict[str, Any]:
+    """Results and cost of a baseline."""
+    return {**summarise([outcome.baselines[name] for outcome in done]), "cost": _baseline_cost(done, name)}
+
+
+def _own_cost(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of training and of prediction, seed by seed. Multiply-adds: of the training, forward and backward."""
     return {
         "training_seconds": [_training_seconds(run) for run in runs],
@@ -106,7 +116,7 @@ def own_cost(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict[
     }
 
 
-def baseline_cost(done: Sequence[Outcome], name: str) -> dict[str, Any]:
+def _baseline_cost(done: Sequence[Outcome], name: str) -> dict[str, Any]:
     """As of our own model; tuning beside. Not every baseline has multiply-adds: None."""
     records = [open_baseline(outcome.run, name).record for outcome in done]
     return {
