@@ -1,9 +1,10 @@
 """Calibration: noise-level weights, temperature and class bias, fitted on validation data by regularised logistic loss.
 
-The logit of class y is ``sum_l weights[l] * (mean value of level l under y) + bias[y]``, with weights >= 0; the explicit
-log-prior is added afterwards by ``bayes``. One weight for all levels is a temperature; free weights say which noise
-levels decide. The penalty pulls the weights, in units of the spread of their level, towards a common value, so that few
-validation images give a temperature and many give a weighting.
+The logit of class y is ``sum_l weights[l] * (mean value of level l under y) + wavelet_weight * (what the wavelets say of y)
++ bias[y]``, with weights >= 0; the explicit log-prior is added afterwards by ``bayes``. One weight for all levels is a
+temperature; free weights say which noise levels decide. The penalty pulls the weights of the levels, in units of the spread
+of their level, towards a common value, so that few validation images give a temperature and many give a weighting. That of
+the wavelets is free: it says how much of the evidence they are.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Calibration:
 
     weights: [L] >= 0, per noise level. bias: [Y]. level_log_snr: [L], mean log-SNR of each level, for plots.
     penalty: chosen by cross-validation, rather too heavy than too light. log_loss: cross-fitted, nats per image.
-    n: images it was fitted on. draw_means: [K, Y], every draw in the mean over these images.
+    n: images it was fitted on. draw_means: [K, Y], every draw in the mean over these images. wavelet_weight: >= 0.
     """
 
     weights: NDArray[np.float64]
@@ -41,6 +42,7 @@ class Calibration:
     log_loss: float = float("nan")
     n: int = 0
     draw_means: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    wavelet_weight: float = 0.0
 
     @staticmethod
     def none(table: LogLikTable) -> Calibration:
@@ -61,7 +63,11 @@ class Calibration:
                 f"the table has {means.shape[1]} of kind {table.kind}.",
                 "Score the validation split with the same estimator and fit again.",
             )
-        return np.einsum("nly,l->ny", means, self.weights) + self.bias
+        return np.einsum("nly,l->ny", means, self.weights) + self.offsets(table.wavelets)
+
+    def offsets(self, wavelets: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the logits hold beside the noise levels, without Monte-Carlo error: wavelets [N, Y] -> [N, Y]."""
+        return self.wavelet_weight * wavelets + self.bias
 
     def own_draws(self, table: LogLikTable) -> NDArray[np.float64]:
         """The draws [K, N, Y] less their means over the images that the calibration was fitted on.
@@ -127,17 +133,22 @@ def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, s
             f"calibration needs at least two validation images of every class, got {counts.tolist()}.",
             "Give more validation data.",
         )
+    asked = bool(table.wavelets.any())
+    if asked:
+        means = np.concatenate([means, table.wavelets[:, None]], axis=1)
     spread = _spread(means)
     z = (means - means.mean(axis=2, keepdims=True)) / spread[:, None]
+    n_levels = len(spread) - asked
     splitter = StratifiedKFold(min(folds, int(counts.min())), shuffle=True, random_state=seed)
     parts = list(splitter.split(z, labels))
-    penalties = PENALTIES if len(spread) > 1 else (1.0,)
-    losses = np.stack([_cross_fitted_losses(z, labels, log_prior, penalty, parts) for penalty in penalties])
+    penalties = PENALTIES if n_levels > 1 else (1.0,)
+    losses = np.stack([_cross_fitted_losses(z, labels, log_prior, (p, n_levels), parts) for p in penalties])
     chosen = _heaviest_that_may_be_best(losses)
-    weights, bias = _fit(z, labels, log_prior, penalties[chosen])
+    weights, bias = _fit(z, labels, log_prior, (penalties[chosen], n_levels))
+    weights = weights / spread
     return Calibration(
-        weights / spread, bias, _level_log_snr(table), table.kind, penalties[chosen], float(losses[chosen].mean()),
-        len(labels), table.draws.mean(axis=1),
+        weights[:n_levels], bias, _level_log_snr(table), table.kind, penalties[chosen], float(losses[chosen].mean()),
+        len(labels), table.draws.mean(axis=1), float(weights[n_levels]) if asked else 0.0,
     )  # fmt: skip
 
 
@@ -163,27 +174,32 @@ def _level_log_snr(table: LogLikTable) -> NDArray:
 
 
 def _cross_fitted_losses(
-    z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float, parts: list
+    z: NDArray, labels: NDArray, log_prior: NDArray, pull: tuple[float, int], parts: list
 ) -> NDArray[np.float64]:
     """Log-loss of every image [N] by weights that were fitted without it."""
     log_prob = np.empty((len(z), z.shape[2]))
     for fit_rows, held_out in parts:
-        weights, bias = _fit(z[fit_rows], labels[fit_rows], log_prior, penalty)
+        weights, bias = _fit(z[fit_rows], labels[fit_rows], log_prior, pull)
         log_prob[held_out] = log_softmax(
             np.einsum("nly,l->ny", z[held_out], weights) + bias + log_prior, axis=1
         )
     return -log_prob[np.arange(len(labels)), labels]
 
 
-def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float) -> tuple[NDArray, NDArray]:
-    """Minimise the summed log-loss plus penalties over weights >= 0 and bias, with the analytic gradient."""
-    n_levels, n_classes = z.shape[1:]
+def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, pull: tuple[float, int]) -> tuple[NDArray, NDArray]:
+    """Minimise the summed log-loss plus penalties over weights >= 0 and bias, with the analytic gradient.
+
+    z [N, W, Y]; pull: the penalty on what parts the first weights, and how many they are.
+    """
+    penalty, n_levels = pull
+    n_weights, n_classes = z.shape[1:]
     one_hot = np.eye(n_classes)[labels]
 
     def objective(parameters: NDArray) -> tuple[float, NDArray]:
-        weights, bias = parameters[:n_levels], parameters[n_levels:]
+        weights, bias = parameters[:n_weights], parameters[n_weights:]
         logits = np.einsum("nly,l->ny", z, weights) + bias + log_prior
-        away = weights - weights.mean()
+        away = weights - weights[:n_levels].mean()
+        away[n_levels:] = 0
         loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].sum()
         loss += 0.5 * (
             penalty * away @ away + _SCALE_PENALTY * weights @ weights + _BIAS_PENALTY * bias @ bias
@@ -192,7 +208,7 @@ def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, penalty: float) -> tup
         gradient_weights = np.einsum("ny,nly->l", residual, z) + penalty * away + _SCALE_PENALTY * weights
         return loss, np.concatenate([gradient_weights, residual.sum(axis=0) + _BIAS_PENALTY * bias])
 
-    start = np.concatenate([np.full(n_levels, 1.0 / n_levels), np.zeros(n_classes)])
-    bounds = [(0.0, None)] * n_levels + [(None, None)] * n_classes
+    start = np.concatenate([np.full(n_weights, 1.0 / n_weights), np.zeros(n_classes)])
+    bounds = [(0.0, None)] * n_weights + [(None, None)] * n_classes
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    return found.x[:n_levels], found.x[n_levels:]
+    return found.x[:n_weights], found.x[n_weights:]

@@ -111,10 +111,10 @@ class Checkpoints:
         write_atomically(self._manifest, json.dumps(change(entries), indent=1))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, sync it, rename it: a reader sees the old or the new, never half."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, sync it, rename it: a reader sees the old or the new, never half."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     _sync(partial)
     partial.replace(path)
 

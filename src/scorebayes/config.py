@@ -122,6 +122,16 @@ class PriorConfig:
     prob: tuple[Fraction, ...] = ()
 
 
+@dataclass(frozen=True)
+class WaveletConfig:
+    """Evidence of the wavelet coefficients beside that of the pixels (``scorebayes.wavelets``).
+
+    use: whether the class score has it. Likelihoods in nats never have.
+    """
+
+    use: bool = True
+
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "net": {"channels": [32, 64], "blocks": 1, "attention": 1, "patch": 2, "dropout": 0.0},
@@ -160,7 +170,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-_SECTIONS = ("data", "prepare", "noise", "net", "train", "likelihood", "prior")
+_SECTIONS = ("data", "prepare", "noise", "net", "train", "wavelets", "likelihood", "prior")
 _REGISTRIES: dict[str, Mapping[str, Callable]] = {
     "noise": NOISES,
     "net": BACKBONES,
@@ -171,6 +181,7 @@ _PLAIN: dict[str, Callable] = {
     "data": DataConfig,
     "prepare": Prepare,
     "train": TrainConfig,
+    "wavelets": WaveletConfig,
     "prior": PriorConfig,
 }
 _FILLED_BY_DATA = {"image_channels", "n_classes", "n_augment"}
@@ -194,6 +205,10 @@ class Config:
     @property
     def train(self) -> TrainConfig:
         return TrainConfig(**_checked("train", self.sections["train"]))
+
+    @property
+    def wavelets(self) -> WaveletConfig:
+        return WaveletConfig(**_checked("wavelets", self.sections["wavelets"]))
 
     @property
     def prior(self) -> PriorConfig:

@@ -6,6 +6,7 @@ Threshold and calibration come from the validation split; the split evaluated is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ def _one_temperature(table: LogLikTable, calibration: Calibration) -> Calibratio
     if table.kind != "class-score":
         return Calibration.none(table)
     flat = np.full_like(calibration.weights, calibration.weights.mean())
-    return Calibration(flat, np.zeros_like(calibration.bias), calibration.level_log_snr, calibration.kind)
+    return replace(calibration, weights=flat, bias=np.zeros_like(calibration.bias))
 
 
 def _baselines(

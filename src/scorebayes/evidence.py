@@ -13,11 +13,15 @@ entropy of w:
 
     log-odds of a = sum over c of w_c (logit_a - logit_c) - H(w),    w_c the posterior share of c among the others.
 
+What the wavelet coefficients say (``scorebayes.wavelets``) is no sum over pixels; it is shared out among them by integrated
+gradients, and what an even grey image would get is in the offset.
+
 These w are also the derivatives of the log-odds by the logits: to first order a map shows what a change would do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,8 +37,10 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Denoising
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Run
+from scorebayes.scattering import scattering
 from scorebayes.table import LogLikTable
 
+GRADIENT_STEPS = 16
 SMOOTHING = 0.04  # of the side of the image: standard deviation of the Gaussian with which maps are shown
 Map = NDArray[np.float64]
 
@@ -44,15 +50,18 @@ class Evidence:
     """Why one image got its posterior; all in nats of the log-odds of class ``target`` against the others.
 
     levels: [L, S, S], evidence of each pixel at each noise level, from coarse (much noise) to fine.
+    wavelets: [S, S], of each pixel by way of the wavelet coefficients; zero where the run does not ask them.
     std_error: [S, S], Monte-Carlo standard error of ``total``, pixel by pixel; NaN with one draw in all.
     level_std_error: [L], of the sums of ``levels``; NaN with one evaluation a level.
     log_snr: [L], mean log-SNR of the draws of each level.
-    offset: what no pixel says: bias and prior (and the entropy of the other classes, where there are several).
+    offset: what no pixel says: bias, prior, what the wavelets say of an even grey image (and the entropy of the other
+    classes, where there are several).
     table, posterior: of this image, from the same draws.
     """
 
     target: int
     levels: Map
+    wavelets: Map
     std_error: Map
     level_std_error: NDArray[np.float64]
     log_snr: NDArray[np.float64]
@@ -63,7 +72,7 @@ class Evidence:
     @property
     def total(self) -> Map:
         """Evidence of each pixel [S, S]; its sum is ``log_odds`` less ``offset``."""
-        return self.levels.sum(axis=0)
+        return self.levels.sum(axis=0) + self.wavelets
 
     @property
     def log_odds_map(self) -> Map:
@@ -121,10 +130,16 @@ def explain(
         [w * maps[of].mean(axis=0) for w, of in zip(calibration.weights, per_level, strict=True)]
     )
     variance = calibration.variance_of_mean(table, maps.reshape(len(maps), -1)).reshape(maps.shape[1:])
-    given = calibration.bias + log_prior
+    by_wavelets, wavelets = np.zeros(x.shape[2:]), run.wavelets
+    if wavelets is not None:
+        against = (np.arange(len(share)) == target) - share
+        slopes = torch.from_numpy(calibration.wavelet_weight * against)
+        by_wavelets = integrated_gradients(lambda image: wavelets(scattering(image))[0] @ slopes, x)
+    given = calibration.offsets(table.wavelets)[0] + log_prior
     return Evidence(
         target=target,
         levels=levels,
+        wavelets=by_wavelets,
         std_error=np.sqrt(variance),
         level_std_error=np.array(
             [
@@ -133,10 +148,24 @@ def explain(
             ]
         ),
         log_snr=np.array([table.log_snr[of].mean() for of in per_level]),
-        offset=float(given[target] - share @ given - entr(share).sum()),
+        offset=float(given[target] - share @ given - entr(share).sum() - by_wavelets.sum()),
         table=table,
         posterior=posterior,
     )
+
+
+def integrated_gradients(value: Callable[[Tensor], Tensor], x: Tensor, steps: int = GRADIENT_STEPS) -> Map:
+    """What each pixel of x [1, C, S, S] adds to a value on the way from an even grey image, the mean of the training pixels.
+
+    Gradients along the way, times the way (Sundararajan et al. 2017, arXiv 1703.01365): the sum over the pixels is the
+    difference of the two values, up to the error of the midpoint rule. Returns [S, S].
+    """
+    total = torch.zeros_like(x)
+    with torch.enable_grad():
+        for share in (np.arange(steps) + 0.5) / steps:
+            image = (float(share) * x).requires_grad_(True)
+            total += torch.autograd.grad(value(image), image)[0]
+    return (x * total / steps)[0].sum(0).double().cpu().numpy()
 
 
 def _std_error(draws: list[list[float]]) -> float:

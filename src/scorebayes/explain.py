@@ -73,6 +73,7 @@ def explain_file(
     arrays: dict[str, NDArray] = {
         "image": run.restore(x)[0],
         "levels": evidence.levels,
+        "wavelets": evidence.wavelets,
         "total": evidence.total,
         "log_odds_map": evidence.log_odds_map,
         "std_error": evidence.std_error,
@@ -200,6 +201,7 @@ def _figures_of(run: Run, evidence: Evidence, other: Counterfactual | None) -> d
                 evidence.log_snr, evidence.levels, evidence.level_std_error, strict=True
             )
         ],
+        "wavelets": float(evidence.wavelets.sum()),
         "settings": {
             "estimator": run.config.sections["likelihood"],
             "seed": run.config.seed,
@@ -223,10 +225,19 @@ def _figures_of(run: Run, evidence: Evidence, other: Counterfactual | None) -> d
 
 
 def _draw_evidence(run: Run, x: Tensor, evidence: Evidence, path: Path) -> None:
-    """The image, its evidence, and below the evidence level by level, coarse to fine."""
+    """The image, its evidence, and below the evidence level by level, coarse to fine, and that of the wavelets."""
     picture, name = _picture(run, x), run.facts.classes[evidence.target]
-    levels = smooth(evidence.levels)
-    rows = -(-len(levels) // _COLUMNS)
+    titles = [
+        f"log-SNR {level:.1f}: {part.sum():+.2f} ± {error:.2f}"
+        for level, part, error in zip(
+            evidence.log_snr, evidence.levels, evidence.level_std_error, strict=True
+        )
+    ]
+    parts = list(smooth(evidence.levels))
+    if evidence.wavelets.any():
+        titles.append(f"wavelets: {evidence.wavelets.sum():+.2f}")
+        parts.append(smooth(evidence.wavelets))
+    rows = -(-len(parts) // _COLUMNS)
     figure: Any = Figure(figsize=(9, 3.6 + 2.2 * rows), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=[3.6, 2.2 * rows])
     left, right = top.subplots(1, 2)
@@ -234,15 +245,13 @@ def _draw_evidence(run: Run, x: Tensor, evidence: Evidence, path: Path) -> None:
     total = smooth(evidence.total)
     _show(right, overlay(picture, total), f"evidence for (orange) and against (blue) {name}")
     _colour_bar(top, right, _limit(total))
-    common = _limit(levels)
+    common = _limit(np.stack(parts))
     panels = below.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    for axis, part, level, raw, error in zip(
-        panels, levels, evidence.log_snr, evidence.levels, evidence.level_std_error, strict=False
-    ):
-        _show(axis, overlay(picture, part, common), f"log-SNR {level:.1f}: {raw.sum():+.2f} ± {error:.2f}")
-    for axis in panels[len(levels) :]:
+    for axis, part, title in zip(panels, parts, titles, strict=False):
+        _show(axis, overlay(picture, part, common), title)
+    for axis in panels[len(parts) :]:
         axis.set_visible(False)
-    _colour_bar(below, list(panels[: len(levels)]), common)
+    _colour_bar(below, list(panels[: len(parts)]), common)
     prob = evidence.posterior.prob[0, evidence.target]
     figure.suptitle(
         f"p({name}) = {prob:.3f}   log-odds {evidence.log_odds:+.2f} ± {evidence.log_odds_std_error:.2f} = "

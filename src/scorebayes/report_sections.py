@@ -757,6 +757,13 @@ def _level_means(table: pd.DataFrame) -> _LevelMeans:
     return _LevelMeans(labels[usable], log_snr, values[usable], variance[usable])
 
 
+def _contrast(table: pd.DataFrame, column: str, positive: int) -> NDArray[np.float64]:
+    """What a column says for the positive class, less the mean of the others, of the images of ``_level_means`` [N]."""
+    table = table[(table["status"] == "ok") & (table["label"] >= 0)]
+    wide = table.groupby(["image_id", "class"], sort=True)[column].first().unstack("class")
+    return (wide[positive] - wide.drop(columns=positive).mean(axis=1)).to_numpy(np.float64)
+
+
 def _class_values(
     run: Run, table: pd.DataFrame
 ) -> tuple[NDArray, NDArray, str, NDArray[np.int64], float | None]:
@@ -817,6 +824,16 @@ def _levels(run: Run) -> Section:
     else:
         words.append("Not done: no weights were fitted for these noise levels.")
     numbers = {"log_snr": log_snr, "auc": auc, "auc_low": low, "auc_high": high, "weights": weights}
+    weight = float(run.calibration.get("wavelet_weight", 0.0))
+    if weight and "wavelets" in table:
+        by_wavelets = _contrast(table, "wavelets", run.positive)
+        spread = {"wavelets": weight * by_wavelets.std(), "pixels": (difference @ weights).std()}
+        numbers |= {"wavelets_auc": metrics.delong(truth, by_wavelets)[0], "spread": spread}
+        words.append(
+            f"Beside the noise levels of the pixels the wavelet coefficients decide: alone with AUC {numbers['wavelets_auc']:.3f}. "
+            f"Standard deviation over the images of what they add to the log-odds: {spread['wavelets']:.2f}, the pixels "
+            f"{spread['pixels']:.2f}."
+        )
     return Section("levels", title, words, panels=panels, numbers=numbers)
 
 

@@ -1,6 +1,6 @@
 """A run directory: the only thing that the stages exchange, and a trained classifier to whoever opens it.
 
-    config.toml  environment.json  source.json  split.parquet  audit.json  train.jsonl  checkpoints/
+    config.toml  environment.json  source.json  split.parquet  audit.json  train.jsonl  checkpoints/  wavelets.safetensors
     calibration.json  loglik-<split>.parquet/  predictions-<split>.csv  metrics-<split>.json  quarantine.csv  report.html
 
 ``open_run`` checks that the directory is whole; ``Run`` offers the way of one image: ``prepare``, ``log_lik``, and with
@@ -39,12 +39,15 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Likelihood
 from scorebayes.pooling import Pooling
 from scorebayes.posterior import prior_log_odds
+from scorebayes.scattering import scattering
 from scorebayes.score import Denoiser, Score, ScoreModel
 from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
 from scorebayes.typicality import Typicality
+from scorebayes.wavelets import WaveletGaussians
 
-FORMAT = 2
+WAVELETS = "wavelets.safetensors"
+FORMAT = 3
 """Of the run directory. Raise it, and read the older ones, when a file changes its meaning."""
 
 PACKAGES = (
@@ -169,7 +172,15 @@ class Run:
         ``keys`` name the images' random draws: the same key and image give the same numbers, alone or in a batch.
         ``likelihood``: an estimator; by default the one of the configuration.
         """
-        return log_lik_table(likelihood or self.likelihood, self.score, x, keys, self.config.seed)
+        likelihood = likelihood or self.likelihood
+        table = log_lik_table(likelihood, self.score, x, keys, self.config.seed)
+        if likelihood.kind != "class-score" or self.wavelets is None:
+            return table
+        start = time.perf_counter()
+        with torch.no_grad():
+            found = self.wavelets(scattering(x)).numpy()
+        seconds = (time.perf_counter() - start) / max(1, len(x))
+        return replace(table, wavelets=found, seconds=table.seconds + seconds)
 
     @cached_property
     def log_prior(self) -> NDArray[np.float64]:
@@ -230,6 +241,19 @@ class Run:
                 "Restore these files as training wrote them, or train again.",
             ) from error
         return ScoreModel(denoiser.eval(), self.config.build("noise"))
+
+    @cached_property
+    def wavelets(self) -> WaveletGaussians | None:
+        """What ``learn_wavelets`` found; None where the run does not ask them. ConfigError where they are lost."""
+        path = self.path / WAVELETS
+        if path.exists():
+            return WaveletGaussians.load(path) if self.config.wavelets.use else None
+        if (self.path / "calibration.json").exists() and self.calibration.wavelet_weight:
+            raise ConfigError(
+                f"{path}: missing, and the run is calibrated with it.",
+                "Restore it, or finish the run again with 'scorebayes train --resume'.",
+            )
+        return None
 
     @property
     def start(self) -> Run | None:

@@ -33,7 +33,10 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
     images = load_split(run, split)
     likelihood = make_likelihood(run, estimator)
     folder = table_path(run, split, estimator)
-    _require_same_maker(folder, {"weights": run.checkpoints.best()["sha256"], "estimator": repr(likelihood)})
+    maker = {"weights": run.checkpoints.best()["sha256"], "estimator": repr(likelihood)}
+    if likelihood.kind == "class-score" and run.wavelets is not None:
+        maker["wavelets"] = run.wavelets.fingerprint
+    _require_same_maker(folder, maker)
     with progress_bar(f"score {split}", len(images)) as advance:
         for part, start in enumerate(range(0, len(images), IMAGES_PER_PART)):
             stop = min(start + IMAGES_PER_PART, len(images))

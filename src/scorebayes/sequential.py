@@ -35,6 +35,7 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood.denoising import Denoising
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Run
+from scorebayes.scattering import scattering
 from scorebayes.score import Score
 from scorebayes.table import LogLikTable
 
@@ -87,9 +88,15 @@ class Sequential:
                 "Calibrate with the same estimator.",
             )
 
-    def __call__(self, score: Score, x: Tensor, draws: Draws) -> SequentialResult:
-        """x [N, C, H, W] standardised, ``draws`` with one key per image."""
-        found = [self._decide(score, x[i : i + 1], draws[i : i + 1]) for i in range(len(x))]
+    def __call__(
+        self, score: Score, x: Tensor, draws: Draws, wavelets: NDArray[np.float64] | None = None
+    ) -> SequentialResult:
+        """x [N, C, H, W] standardised, ``draws`` with one key per image; wavelets [N, Y]: as in ``LogLikTable``."""
+        if wavelets is None:
+            wavelets = np.zeros((len(x), score.n_classes))
+        found = [
+            self._decide(score, x[i : i + 1], draws[i : i + 1], wavelets[i : i + 1]) for i in range(len(x))
+        ]
         table = LogLikTable.concatenate([one.table for one in found])
         posterior = Posterior(
             np.concatenate([one.posterior.log_prob for one in found]),
@@ -101,13 +108,16 @@ class Sequential:
         )
         return SequentialResult(table, posterior, evaluations, passes, decided)
 
-    def _decide(self, score: Score, x: Tensor, draws: Draws) -> SequentialResult:
+    def _decide(
+        self, score: Score, x: Tensor, draws: Draws, wavelets: NDArray[np.float64]
+    ) -> SequentialResult:
         """One image."""
         start = time.perf_counter()
         levels, n_classes = self.estimator.levels, score.n_classes
         values = np.full((self.budget, levels, n_classes), np.nan)
         seen = np.zeros(n_classes, dtype=np.int64)
         left = np.arange(n_classes)
+        known = self.calibration.offsets(wavelets)[0] + self.log_prior
         log_snr = np.zeros((levels, 1))
         for number in range(self.budget):
             classes = None if len(left) == n_classes else torch.from_numpy(left)
@@ -115,7 +125,7 @@ class Sequential:
             values[number][:, left] = one[:, 0]
             log_snr += at.T.numpy()
             seen[left] += 1
-            leader, left = self._look(values[: number + 1], left)
+            leader, left = self._look(values[: number + 1], left, known)
             if len(left) == 1 or not np.isfinite(values[number][:, left]).all():
                 break
         passes = int(seen.max())
@@ -127,7 +137,7 @@ class Sequential:
         table = LogLikTable(
             draws.keys, np.full(1, -1), level_values[:, None], log_snr / passes, np.arange(levels),
             np.array([-(-evaluations // n_classes)]), np.array([status]), np.array([time.perf_counter() - start]),
-            self.estimator.kind,
+            self.estimator.kind, wavelets,
         )  # fmt: skip
         posterior = Posterior(*np.full((2, 1, n_classes), np.nan))
         if status == "ok":
@@ -137,10 +147,12 @@ class Sequential:
             table, posterior, np.array([evaluations]), np.array([passes]), np.array([len(left) == 1])
         )
 
-    def _look(self, values: NDArray, left: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
-        """The leading class after some passes [P, L, Y], and the classes that are left."""
+    def _look(
+        self, values: NDArray, left: NDArray[np.int64], known: NDArray[np.float64]
+    ) -> tuple[int, NDArray[np.int64]]:
+        """The leading class after some passes [P, L, Y], and the classes that are left; known [Y]: logits without them."""
         logits = np.einsum("ply,l->y", values[:, :, left], self.calibration.weights) / len(values)
-        logits = logits + (self.calibration.bias + self.log_prior)[left]
+        logits = logits + known[left]
         leader = left[logits.argmax()]
         if len(values) == self.budget:
             return leader, left
@@ -209,4 +221,5 @@ def decide_sequentially(
     estimator = cast(Denoising, run.likelihood)
     rule = Sequential(run.calibration, run.log_prior, budget, target_error, estimator)
     with torch.no_grad():
-        return rule(run.score, x, Draws(run.config.seed, keys))
+        wavelets = None if run.wavelets is None else run.wavelets(scattering(x)).numpy()
+        return rule(run.score, x, Draws(run.config.seed, keys), wavelets)

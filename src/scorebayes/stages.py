@@ -16,8 +16,9 @@ from scorebayes.noise_choice import choose_noise
 from scorebayes.report import write_report
 from scorebayes.run import Run, open_run, pick_device, reconfigured
 from scorebayes.scoring import score_split
+from scorebayes.wavelet_fit import learn_wavelets
 
-AFTER_TRAINING = ("likelihood", "prior")  # sections that only scoring and deciding depend on
+AFTER_TRAINING = ("wavelets", "likelihood", "prior")  # sections that the network does not depend on
 DEMO_STEPS = 600
 DEMO_MINUTES = 3.0
 
@@ -44,7 +45,7 @@ def train(
         training.fit(run, images["train"], images["val"])
         if run.config.train.label_free:
             return run
-        run = choose_noise(run, images["val"])
+        run = choose_noise(learn_wavelets(run), images["val"])
         score_split(run, "val")
         evaluate.calibrate(run)
     return run

@@ -7,7 +7,7 @@ are redone from it in seconds, without the network. Stored as Parquet: a folder 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ class LogLikTable:
 
     keys: image ids [N]. labels: [N], -1 where unknown. draws: [K, N, Y] float64, log_snr: [K, N], level: [K], nfe: [N] and
     status: [N] as in ``scorebayes.likelihood.base.LogProb``; kind: "density", "lower-bound" or "class-score".
-    seconds: [N], time spent on the image.
+    seconds: [N], time spent on the image. wavelets: [N, Y], what the wavelet coefficients say of the classes
+    (``scorebayes.wavelets``), nats; zero where a run does not ask them.
     """
 
     keys: tuple[str, ...]
@@ -37,6 +38,11 @@ class LogLikTable:
     status: NDArray[np.str_]
     seconds: NDArray[np.float64]
     kind: str
+    wavelets: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+
+    def __post_init__(self) -> None:
+        if not self.wavelets.size:
+            object.__setattr__(self, "wavelets", np.zeros(self.draws.shape[1:]))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,7 +68,7 @@ class LogLikTable:
         keys = np.asarray(self.keys, dtype=object)[index]
         return LogLikTable(
             tuple(keys), self.labels[index], self.draws[:, index], self.log_snr[:, index], self.level,
-            self.nfe[index], self.status[index], self.seconds[index], self.kind,
+            self.nfe[index], self.status[index], self.seconds[index], self.kind, self.wavelets[index],
         )  # fmt: skip
 
     def usable(self) -> LogLikTable:
@@ -87,6 +93,7 @@ class LogLikTable:
             np.concatenate([t.status for t in tables]),
             np.concatenate([t.seconds for t in tables]),
             first.kind,
+            np.concatenate([t.wavelets for t in tables]),
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -105,6 +112,7 @@ class LogLikTable:
                 "seconds": np.repeat(self.seconds, y * k),
                 "status": np.repeat(self.status.astype(object), y * k),
                 "kind": self.kind,
+                "wavelets": np.repeat(self.wavelets.ravel(), k),
             }
         )
 
@@ -149,4 +157,10 @@ def _from_frame(frame: pd.DataFrame) -> LogLikTable:
         status=each["status"].to_numpy(str),
         seconds=each["seconds"].to_numpy(np.float64),
         kind=str(frame["kind"].iloc[0]),
+        wavelets=_wavelets(frame)[::n_draws].reshape(-1, n_classes),
     )
+
+
+def _wavelets(frame: pd.DataFrame) -> NDArray[np.float64]:
+    """Zero in tables of versions that did not know them."""
+    return frame["wavelets"].to_numpy(np.float64) if "wavelets" in frame else np.zeros(len(frame))

@@ -116,6 +116,7 @@ def test_of_three_classes_the_map_still_sums_to_the_log_odds(run, monkeypatch):
         np.array([0.02, 0.05, 0.01]), np.array([0.1, -0.3, 0.2]), np.zeros(3), "class-score"
     )
     monkeypatch.setattr(type(run), "calibration", property(lambda _: calibration))
+    monkeypatch.setattr(type(run), "wavelets", None)
     x = mean[[1]].float() + 0.3
     reported = bayes(run.log_lik(x, ["k"], estimator), run.log_prior, calibration)
     for target in range(3):

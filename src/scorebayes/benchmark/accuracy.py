@@ -29,6 +29,7 @@ from scorebayes.benchmark.summary import (
     mixture_entries,
     mixtures,
     own_entry,
+    part_entries,
     val_log_loss,
 )
 from scorebayes.checkpoint import write_atomically
@@ -170,7 +171,7 @@ def _own_entries(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     ):
         entries[model] = own_entry(runs, metrics)
         entries |= ensemble_entry(model, entries[model], answers)
-    return entries
+    return entries | part_entries(answers)
 
 
 def _baseline_entries(outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:

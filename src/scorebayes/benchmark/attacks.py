@@ -27,6 +27,7 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Denoising
 from scorebayes.posterior import bayes
 from scorebayes.run import Run
+from scorebayes.scattering import scattering
 
 _LEAST_ERROR = 1e-12
 
@@ -88,9 +89,10 @@ class OurTarget:
             values[place % levels].append(-0.5 * dims * (error / dims).log())
         means = torch.stack([torch.stack(of_level).mean(0) for of_level in values])
         calibration = self.run.calibration
-        return torch.from_numpy(calibration.weights) @ means + torch.from_numpy(
-            calibration.bias + self.run.log_prior
-        )
+        logits = torch.from_numpy(calibration.weights) @ means
+        if self.run.wavelets is not None:
+            logits = logits + calibration.wavelet_weight * self.run.wavelets(scattering(x))[0]
+        return logits + torch.from_numpy(calibration.bias + self.run.log_prior)
 
     def prob(self, images: ImageSet) -> NDArray[np.float64]:
         table = score_images(self.run, images, self.run.likelihood)

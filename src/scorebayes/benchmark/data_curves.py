@@ -34,6 +34,7 @@ from scorebayes.benchmark.summary import (
     mixture_entries,
     mixtures,
     own_entry,
+    part_entries,
     val_log_loss,
 )
 from scorebayes.checkpoint import write_atomically
@@ -305,10 +306,11 @@ def _point(study: Study, world: _World, value: float, outcomes: Sequence[Outcome
     runs = [outcome.run for outcome in outcomes]
     used = [_train_records(world, seed, world.options(study, value)) for seed in study.seeds]
     models = {OURS: own_entry(runs, [outcome.metrics for outcome in outcomes])}
+    models |= part_entries([outcome.answers for outcome in outcomes])
     models |= {name: baseline_entry(outcomes, name) for name in study.baselines}
     mixed = mixtures({name: val_log_loss(outcomes, name) for name in study.baselines})
     each = add_mixtures([outcome.answers for outcome in outcomes], mixed)
-    models |= mixture_entries(each, mixed, {name: model["cost"] for name, model in models.items()})
+    models |= mixture_entries(each, mixed, {name: models[name]["cost"] for name in (OURS, *study.baselines)})
     paired = {OURS: leads(each, OURS, study.baselines)}
     for name, without in WITHOUT_OURS.items():
         if name in mixed:

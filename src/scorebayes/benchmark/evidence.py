@@ -28,7 +28,7 @@ from scorebayes.data import open_source
 from scorebayes.data.load import ImageSet
 from scorebayes.data.phantom import Phantom
 from scorebayes.errors import ConfigError
-from scorebayes.evidence import Map, explain, smooth
+from scorebayes.evidence import Map, explain, integrated_gradients, smooth
 from scorebayes.inputs import load_split
 from scorebayes.metrics import clustered_bootstrap
 from scorebayes.posterior import bayes
@@ -236,7 +236,9 @@ def _maps(run: Run, baseline: Baseline, x: Tensor, key: str, target: int) -> dic
     return {
         OURS: explain(run, x, key, target).total,
         CAM: grad_cam(baseline.logits, baseline.feature_layer, x, target),
-        GRADIENTS: integrated_gradients(baseline.logits, x, target),
+        GRADIENTS: integrated_gradients(
+            lambda image: _log_odds(baseline.logits(image), target).sum(), x, GRADIENT_STEPS
+        ),
     }
 
 
@@ -253,20 +255,6 @@ def grad_cam(logits: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor, ta
     cam = (slope.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1, keepdim=True).relu()
     cam = F.interpolate(cam, size=x.shape[2:], mode="bilinear", align_corners=False)
     return cam[0, 0].double().cpu().numpy()
-
-
-def integrated_gradients(
-    logits: Callable[[Tensor], Tensor], x: Tensor, target: int, steps: int = GRADIENT_STEPS
-) -> Map:
-    """x [1, C, S, S] -> [S, S]: gradients of the class's log-odds along the way from the mean grey, times the way.
-
-    Their sum is the change of the log-odds, up to the error of the midpoint rule.
-    """
-    share = ((torch.arange(steps) + 0.5) / steps)[:, None, None, None]
-    with torch.enable_grad():
-        way = (share * x).requires_grad_()
-        (slope,) = torch.autograd.grad(_log_odds(logits(way), target).sum(), way)
-    return (slope.mean(0) * x[0]).sum(0).double().cpu().numpy()
 
 
 def _log_odds(logits: Tensor, target: int) -> Tensor:

@@ -11,7 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scorebayes.benchmark.names import BEST, CONTROL, ENSEMBLE, MORE, OURS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark.names import (
+    BEST,
+    CONTROL,
+    ENSEMBLE,
+    MORE,
+    OURS,
+    PIXELS_ALONE,
+    REFERENCE,
+    WAVELETS_ALONE,
+    WITH_REFERENCE,
+)
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 
@@ -23,6 +33,8 @@ BENCHMARKS = {
 }
 TITLES = {
     OURS: "ScoreBayes",
+    PIXELS_ALONE: "ScoreBayes, pixels alone",
+    WAVELETS_ALONE: "ScoreBayes, wavelets alone",
     MORE: "ScoreBayes, 64 evaluations",
     ENSEMBLE.format(MORE): "ScoreBayes, 64 evaluations, mean of the seeds",
     WITH_REFERENCE: "ScoreBayes and ResNet-18",

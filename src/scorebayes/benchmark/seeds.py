@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from scorebayes import stages
 from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
 from scorebayes.benchmark.answers import Answers
-from scorebayes.benchmark.names import MORE, OURS
+from scorebayes.benchmark.names import MORE, OURS, PIXELS_ALONE, WAVELETS_ALONE
+from scorebayes.calibrate import fit_calibration
 from scorebayes.evaluate import evaluate
+from scorebayes.posterior import bayes
 from scorebayes.run import Run, pick_device
-from scorebayes.scoring import score_split
+from scorebayes.scoring import read_table, score_split
 from scorebayes.spreadsheet import plain
 
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
@@ -140,7 +143,7 @@ def train_beside(
         frame = read_predictions(run, entry["name"], "test")
         assert frame is not None  # it is where the metrics come from
         found[entry["name"]] = frame.loc[list(answers.images), _columns(run)].to_numpy(np.float64)
-    return Outcome(run, metrics, answers.with_models(found))
+    return Outcome(run, metrics, answers.with_models({**_parts_alone(run), **found}))
 
 
 def _own_answers(run: Run) -> Answers:
@@ -152,6 +155,22 @@ def _own_answers(run: Run) -> Answers:
     groups = own["patient_id"].where(own["patient_id"] != "", images)
     prob = {OURS: own[_columns(run)].to_numpy(np.float64)}
     return Answers(labels, tuple(images), tuple(groups), prob, run.facts.info.positive)
+
+
+def _parts_alone(run: Run) -> dict[str, NDArray[np.float64]]:
+    """Posteriors of the images that could be answered, by each part of the evidence alone; none where there is one part."""
+    if run.wavelets is None:
+        return {}
+    tables = [read_table(run, split).usable() for split in ("val", "test")]
+    shares = np.log(np.bincount(tables[0].labels, minlength=len(run.facts.classes)) / len(tables[0]))
+    found = {}
+    for name, silenced in ((PIXELS_ALONE, "wavelets"), (WAVELETS_ALONE, "draws")):
+        val, test = (
+            replace(table, **{silenced: np.zeros_like(getattr(table, silenced))}) for table in tables
+        )
+        calibration = fit_calibration(val, shares, seed=run.config.seed)
+        found[name] = bayes(test, run.log_prior, calibration).prob
+    return found
 
 
 def _columns(run: Run) -> list[str]:

@@ -9,7 +9,16 @@ import numpy as np
 
 from scorebayes.baselines import open_baseline, score_step_cost, score_steps
 from scorebayes.benchmark.answers import Answers, mean_answers, seed_mean_difference
-from scorebayes.benchmark.names import BEST, CONTROL, ENSEMBLE, OURS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark.names import (
+    BEST,
+    CONTROL,
+    ENSEMBLE,
+    OURS,
+    PIXELS_ALONE,
+    REFERENCE,
+    WAVELETS_ALONE,
+    WITH_REFERENCE,
+)
 from scorebayes.benchmark.seeds import Outcome
 from scorebayes.metrics import holm
 from scorebayes.posterior import mean_posterior
@@ -101,6 +110,12 @@ def own_entry(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict
     return {**summarise(metrics), "cost": _own_cost(runs, metrics)}
 
 
+def part_entries(each: Sequence[Answers]) -> dict[str, dict[str, Any]]:
+    """Results of the parts of our evidence alone, where there are two; their cost is in that of our model."""
+    parts = [name for name in (PIXELS_ALONE, WAVELETS_ALONE) if name in each[0].prob]
+    return {name: summarise([answers.metrics(name) for answers in each]) for name in parts}
+
+
 def baseline_entry(done: Sequence[Outcome], name: str) -> dict[str, Any]:
     """Results and cost of a baseline."""
     return {**summarise([outcome.baselines[name] for outcome in done]), "cost": _baseline_cost(done, name)}
@@ -158,7 +173,8 @@ def _known_sum(values: Sequence[float | None]) -> float | None:
 
 
 def _training_seconds(run: Run) -> float:
-    """Of the run and of the one it started from."""
+    """Of the run, its wavelets and the run it started from."""
     start = run.start
     before = _training_seconds(start) if start else 0.0
+    before += run.wavelets.seconds if run.wavelets else 0.0
     return before + float(run.checkpoints.entries("state")[-1]["seconds"])

@@ -1,0 +1,56 @@
+"""What a run learns of its images' wavelets, after the training of the network: in closed form, in seconds to minutes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scorebayes.errors import DataError
+from scorebayes.inputs import load_split
+from scorebayes.progress import progress_bar
+from scorebayes.run import WAVELETS, Run, open_run
+from scorebayes.scattering import scattering
+from scorebayes.wavelets import MOST_IMAGES, fit_wavelets, some_of_all_classes
+
+IMAGES_AT_A_TIME = 16  # between two steps of the progress bar
+
+
+def learn_wavelets(run: Run) -> Run:
+    """The run with the Gaussians of its training images' wavelets in its directory; what was learned before stays.
+
+    Images without a label take part where there are some: in the run's own training split, and in that of the label-free
+    run it started from, as long as its images can be read.
+    """
+    if not run.config.wavelets.use or (run.path / WAVELETS).exists():
+        return run
+    start = time.perf_counter()
+    images, labels = _training_images(run)
+    rows = some_of_all_classes(labels, MOST_IMAGES, run.config.seed)
+    images, labels = images[rows], labels[rows]
+    parts = []
+    with progress_bar("wavelets", len(images)) as advance:
+        for first in range(0, len(images), IMAGES_AT_A_TIME):
+            parts.append(scattering(run.standardise(images[first : first + IMAGES_AT_A_TIME])))
+            advance(min(first + IMAGES_AT_A_TIME, len(images)), "")
+    found = fit_wavelets(torch.cat(parts), labels, mirrored=run.config.train.flip, seed=run.config.seed)
+    replace(found, seconds=time.perf_counter() - start).save(run.path / WAVELETS)
+    return open_run(run.path, str(run.device))
+
+
+def _training_images(run: Run) -> tuple[NDArray, NDArray[np.int64]]:
+    """Grey values [N, C, S, S] and labels [N], -1 where unknown or not to be known."""
+    own = load_split(run, "train")
+    start = run.start
+    if start is None or not start.config.train.label_free:
+        return own.images, own.labels
+    try:
+        others = load_split(start, "train")
+    except DataError:  # weights that came without their images
+        return own.images, own.labels
+    new = others.subset(np.flatnonzero(~np.isin(others.keys, own.keys)))
+    unknown = np.full(len(new), -1, dtype=np.int64)
+    return np.concatenate([own.images, new.images]), np.concatenate([own.labels, unknown])
