@@ -732,12 +732,14 @@ def _posteriors(run: Run) -> Section:
 
 
 class _LevelMeans(NamedTuple):
-    """Labels [N], log-SNR [L], mean of each image, level and class [N, L, Y] and its variance (NaN for one draw)."""
+    """Labels [N], log-SNR [L], mean of each image, level and class [N, L, Y] and its variance (NaN for one draw); what the
+    wavelets say [N, Y], zero where they were not asked."""
 
     labels: NDArray[np.int64]
     log_snr: NDArray[np.float64]
     values: NDArray[np.float64]
     variance: NDArray[np.float64]
+    wavelets: NDArray[np.float64]
 
 
 def _level_means(table: pd.DataFrame) -> _LevelMeans:
@@ -754,21 +756,18 @@ def _level_means(table: pd.DataFrame) -> _LevelMeans:
     labels = table.groupby("image_id", sort=True)["label"].first().to_numpy(np.int64)
     usable = np.isfinite(values).all((1, 2))
     log_snr = table.groupby("level", sort=True)["log_snr"].mean().to_numpy(np.float64)
-    return _LevelMeans(labels[usable], log_snr, values[usable], variance[usable])
-
-
-def _contrast(table: pd.DataFrame, column: str, positive: int) -> NDArray[np.float64]:
-    """What a column says for the positive class, less the mean of the others, of the images of ``_level_means`` [N]."""
-    table = table[(table["status"] == "ok") & (table["label"] >= 0)]
-    wide = table.groupby(["image_id", "class"], sort=True)[column].first().unstack("class")
-    return (wide[positive] - wide.drop(columns=positive).mean(axis=1)).to_numpy(np.float64)
+    wavelets = np.zeros((len(labels), n_classes))
+    if "wavelets" in table:
+        per_class = table.groupby(["image_id", "class"], sort=True)["wavelets"].first()
+        wavelets = per_class.unstack("class").to_numpy(np.float64)
+    return _LevelMeans(labels[usable], log_snr, values[usable], variance[usable], wavelets[usable])
 
 
 def _class_values(
     run: Run, table: pd.DataFrame
 ) -> tuple[NDArray, NDArray, str, NDArray[np.int64], float | None]:
     """Value of the true class and of the best other one [N], what the value is called, labels [N], a typical error."""
-    labels, _, values, variance = _level_means(table)
+    labels, _, values, variance, _ = _level_means(table)
     kind = str(table["kind"].iloc[0]) if "kind" in table else "class-score"
     weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
     label = {"density": "log-likelihood [nats]", "lower-bound": "bound [nats]"}.get(kind, kind)
@@ -792,7 +791,7 @@ def _levels(run: Run) -> Section:
         return Section(
             "levels", title, missing="the log-likelihood table of this split is absent", command=command
         )
-    labels, log_snr, values, _ = _level_means(table)
+    labels, log_snr, values, _, wavelets = _level_means(table)
     truth = labels == run.positive
     if values.shape[1] < 2:
         return Section(
@@ -825,14 +824,15 @@ def _levels(run: Run) -> Section:
         words.append("Not done: no weights were fitted for these noise levels.")
     numbers = {"log_snr": log_snr, "auc": auc, "auc_low": low, "auc_high": high, "weights": weights}
     weight = float(run.calibration.get("wavelet_weight", 0.0))
-    if weight and "wavelets" in table:
-        by_wavelets = _contrast(table, "wavelets", run.positive)
+    if weight and wavelets.any():
+        by_wavelets = wavelets[:, run.positive] - np.delete(wavelets, run.positive, axis=1).mean(1)
+        alone = metrics.delong(truth, by_wavelets)[0]
         spread = {"wavelets": weight * by_wavelets.std(), "pixels": (difference @ weights).std()}
-        numbers |= {"wavelets_auc": metrics.delong(truth, by_wavelets)[0], "spread": spread}
+        numbers |= {"wavelets_auc": alone, "spread": spread}
         words.append(
-            f"Beside the noise levels of the pixels the wavelet coefficients decide: alone with AUC {numbers['wavelets_auc']:.3f}. "
-            f"Standard deviation over the images of what they add to the log-odds: {spread['wavelets']:.2f}, the pixels "
-            f"{spread['pixels']:.2f}."
+            f"Beside the noise levels of the pixels, the wavelet coefficients decide: alone with an AUC of {alone:.3f}. "
+            f"What they add to the log-odds has a standard deviation of {spread['wavelets']:.2f} over the images, what the "
+            f"pixels add one of {spread['pixels']:.2f}."
         )
     return Section("levels", title, words, panels=panels, numbers=numbers)
 
