@@ -8,7 +8,7 @@ the place of the source's Gaussian window: a grid then fits any image, and coars
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 
 import torch
@@ -19,6 +19,7 @@ ANGLES = 8
 FINEST = 4  # cells along a side
 LARGEST = 64  # pixels along a side; larger images are averaged down
 MOST_SCALES = 4
+LEAST_SQUARE = 1e-20  # below any modulus; the derivative of a root at zero is infinite
 FLOOR = 5e-3  # in standard deviations of the pixels; smaller moduli are noise
 
 
@@ -77,7 +78,11 @@ def _by_order(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Bank:
-    """Wavelets and cells for images of one side; make it with ``of``."""
+    """Wavelets and cells for images of one side; make it with ``of``.
+
+    What a wavelet of scale j leaves has no detail below 2^(j - 1) pixels, and is looked at with that spacing, at places that
+    lie alike for an image and its mirror image.
+    """
 
     @staticmethod
     @lru_cache(maxsize=4)
@@ -86,36 +91,54 @@ class _Bank:
 
     def __init__(self, side: int) -> None:
         self.scales = n_scales(side)
-        self.margin = min(2 ** (self.scales - 1), side - 1)  # reflected at the edges
+        coarsest = 2 ** max(self.scales - 2, 0)
+        # Reflected at the edges; where it can be, to a width that every spacing divides.
+        margins = range(min(2 ** (self.scales - 1), side - 1), side)
+        self.margin = next((m for m in margins if (side + 2 * m) % coarsest == 0), margins[0])
         width = side + 2 * self.margin
-        self.wavelets = torch.stack([_morlets(width, scale) for scale in range(self.scales)])
-        self.cells = _cells(side, self.margin)
+        self.spacing = [math.gcd(2 ** max(scale - 1, 0), width) for scale in range(self.scales)]
+        before = {(1, scale) for scale in range(self.scales)}
+        before |= {
+            (self.spacing[j], scale) for j in range(self.scales) for scale in range(j + 1, self.scales)
+        }
+        self.wavelets = {
+            (at, scale): _morlets(width // at, scale, at, self.spacing[scale] // at) for at, scale in before
+        }
+        self.cells = {at: _cells(side, self.margin, at) for at in {1, *self.spacing}}
 
     def __call__(self, image: Tensor) -> Tensor:
         """[S, S] -> [P, 4, 4]."""
         padded = F.pad(image[None, None], 4 * [self.margin], mode="reflect")[0]
-        once = _moduli(padded, self.wavelets.flatten(0, 1))
-        means = [self._means(padded), self._means(once)]
-        for scale in range(self.scales - 1):
-            these = once[scale * ANGLES : (scale + 1) * ANGLES]
-            for larger in self.wavelets[scale + 1 :]:
-                means.append(self._means(_moduli(these, larger)))
+        once = [self._moduli(padded, 1, scale) for scale in range(self.scales)]
+        means = [self._means(padded, 1)]
+        means += [self._means(moduli, at) for moduli, at in zip(once, self.spacing, strict=True)]
+        for scale, moduli in enumerate(once):
+            for larger in range(scale + 1, self.scales):
+                twice = self._moduli(moduli, self.spacing[scale], larger)
+                means.append(self._means(twice, self.spacing[larger]))
         return torch.cat(means)
 
-    def _means(self, maps: Tensor) -> Tensor:
+    def _moduli(self, maps: Tensor, spacing: int, scale: int) -> Tensor:
+        """[B, W, W] with a spacing, after the wavelets of a scale -> [B * angles, W', W'] with that of the scale."""
+        filtered = torch.fft.fft2(maps)[:, None] * self.wavelets[spacing, scale]
+        fewer = self.spacing[scale] // spacing
+        for dim in (2, 3):  # what is looked at less often adds its aliases up
+            filtered = reduce(torch.add, filtered.chunk(fewer, dim))
+        real, imaginary = torch.view_as_real(torch.fft.ifft2(filtered).flatten(0, 1)).unbind(-1)
+        return (real.square() + imaginary.square() + LEAST_SQUARE).sqrt()
+
+    def _means(self, maps: Tensor, spacing: int) -> Tensor:
         """[B, W, W] -> [B, 4, 4]."""
-        return self.cells @ maps @ self.cells.T
+        return self.cells[spacing] @ maps @ self.cells[spacing].T
 
 
-def _moduli(maps: Tensor, wavelets: Tensor) -> Tensor:
-    """[B, W, W] after every wavelet [K, W, W] -> [B * K, W, W]."""
-    return torch.fft.ifft2(torch.fft.fft2(maps)[:, None] * wavelets).abs().flatten(0, 1)
+def _morlets(width: int, scale: int, spacing: int, fewer: int) -> Tensor:
+    """Spectra of the wavelets of one scale for maps of a spacing [angles, W, W]: Gaussians about 3/4 pi / 2^scale, twice as
+    wide across the direction as along it, less what they would say of a constant.
 
-
-def _morlets(width: int, scale: int) -> Tensor:
-    """Spectra of the wavelets of one scale [angles, W, W]: Gaussians about 3/4 pi / 2^scale, twice as wide across the
-    direction as along it, less what they would say of a constant."""
-    size, centre = 0.8 * 2.0**scale, 0.75 * math.pi / 2.0**scale
+    fewer: the result is looked at with a spacing so many times as large, in the middle of what it stands for.
+    """
+    size, centre = 0.8 * 2.0**scale / spacing, 0.75 * math.pi / 2.0**scale * spacing
     frequency = 2 * math.pi * torch.fft.fftfreq(width, dtype=torch.float64)
     theta = (math.pi / ANGLES * torch.arange(ANGLES, dtype=torch.float64))[:, None, None]
     waves, windows = torch.zeros(2, ANGLES, width, width, dtype=torch.float64)
@@ -125,12 +148,14 @@ def _morlets(width: int, scale: int) -> Tensor:
         wide = (2 * size * beside).square()
         waves += (-0.5 * ((size * (along - centre)).square() + wide)).exp()
         windows += (-0.5 * ((size * along).square() + wide)).exp()
-    return (waves - waves[:, :1, :1] / windows[:, :1, :1] * windows).float()
+    spectra = waves - waves[:, :1, :1] / windows[:, :1, :1] * windows
+    to_middle = torch.polar(torch.ones_like(frequency), (fewer - 1) / 2 * frequency)
+    return (spectra * to_middle[:, None] * to_middle / fewer**2).to(torch.complex64)
 
 
-def _cells(side: int, margin: int) -> Tensor:
-    """Share of every pixel of a padded line in the mean of every cell of the image [4, side + 2 * margin]."""
-    begins = torch.arange(side + 2 * margin, dtype=torch.float64)[None] - margin
+def _cells(side: int, margin: int, spacing: int) -> Tensor:
+    """Share of every place of a padded line in the mean of every cell of the image [4, (side + 2 * margin) / spacing]."""
+    begins = torch.arange(0, side + 2 * margin, spacing, dtype=torch.float64)[None] - margin
     edges = side * torch.arange(FINEST + 1, dtype=torch.float64)[:, None] / FINEST
-    inside = torch.minimum(begins + 1, edges[1:]) - torch.maximum(begins, edges[:-1])
+    inside = torch.minimum(begins + spacing, edges[1:]) - torch.maximum(begins, edges[:-1])
     return (inside.clamp(min=0) * FINEST / side).float()

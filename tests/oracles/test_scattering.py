@@ -35,7 +35,8 @@ def test_first_order_is_the_mean_modulus_of_a_convolution(scale, angle):
     modulus = np.abs(np.fft.ifft2(np.fft.fft2(padded) * spectrum))[margin:-margin, margin:-margin]
     expected = modulus.reshape(FINEST, 7, FINEST, 7).mean(axis=(1, 3))
     found = scattering(x)[0, 0, 1 + scale * ANGLES + angle].numpy()
-    np.testing.assert_allclose(found, expected, rtol=0.02, atol=2e-4)
+    # The coarse scales are looked at every second pixel.
+    np.testing.assert_allclose(found, expected, rtol=0.02 if scale < 2 else 0.05, atol=2e-4)
 
 
 @pytest.mark.parametrize("side", [16, 28, 32, 50, LARGEST, 3 * LARGEST])
