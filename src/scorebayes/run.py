@@ -182,6 +182,13 @@ class Run:
         seconds = (time.perf_counter() - start) / max(1, len(x))
         return replace(table, wavelets=found, seconds=table.seconds + seconds)
 
+    def maker(self, likelihood: Likelihood) -> dict[str, str]:
+        """What ``log_lik`` depends on beside the images: weights, estimator and, where they are asked, the wavelets."""
+        found = {"weights": self.checkpoints.best()["sha256"], "estimator": repr(likelihood)}
+        if likelihood.kind == "class-score" and self.wavelets is not None:
+            found["wavelets"] = self.wavelets.fingerprint
+        return found
+
     @cached_property
     def log_prior(self) -> NDArray[np.float64]:
         """log p(y) [Y] at prediction, by the configuration's [prior]."""

@@ -33,10 +33,7 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
     images = load_split(run, split)
     likelihood = make_likelihood(run, estimator)
     folder = table_path(run, split, estimator)
-    maker = {"weights": run.checkpoints.best()["sha256"], "estimator": repr(likelihood)}
-    if likelihood.kind == "class-score" and run.wavelets is not None:
-        maker["wavelets"] = run.wavelets.fingerprint
-    _require_same_maker(folder, maker)
+    _require_same_maker(folder, run.maker(likelihood))
     with progress_bar(f"score {split}", len(images)) as advance:
         for part, start in enumerate(range(0, len(images), IMAGES_PER_PART)):
             stop = min(start + IMAGES_PER_PART, len(images))

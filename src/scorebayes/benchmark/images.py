@@ -91,13 +91,13 @@ def split_table(run: Run, images: ImageSet, split: str) -> LogLikTable:
 def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTable:
     """The table of any images, kept under ``benchmark/images`` of the run: what is there is not scored again.
 
-    A part is found by its content (weights, estimator, keys and pixels), so that it can never be of other images.
+    A part is found by its content (what scores, keys and pixels), so that it can never be of other images.
     """
     folder = run.path / "benchmark" / "images"
     tables = []
     for first in range(0, len(images), IMAGES_PER_PART):
         part = images.subset(np.arange(first, min(first + IMAGES_PER_PART, len(images))))
-        maker = repr([run.checkpoints.best()["sha256"], repr(likelihood), run.config.seed, part.keys])
+        maker = repr([run.maker(likelihood), run.config.seed, part.keys])
         digest = hashlib.blake2b(maker.encode() + np.ascontiguousarray(part.images).tobytes(), digest_size=12)
         place = folder / digest.hexdigest()
         if not (place / "part-000000.parquet").exists():

@@ -182,7 +182,10 @@ def _take_turns(
                 some = images.subset(own)
                 x = run.standardise(some.images)
                 wall, cpu = time.perf_counter(), time.process_time()
-                table = log_lik_table(c.likelihood, scores[c.name], x, some.keys, run.config.seed)
+                if c.name == OURS:  # with what stands beside the estimator in the run's decision
+                    table = run.log_lik(x, some.keys, c.likelihood)
+                else:
+                    table = log_lik_table(c.likelihood, scores[c.name], x, some.keys, run.config.seed)
                 spent = {
                     "wall": time.perf_counter() - wall,
                     "cpu": time.process_time() - cpu,
@@ -200,8 +203,7 @@ def _take_turns(
 def _folder(run: Run, images: ImageSet, contestant: Contestant) -> Path:
     """Where the parts of a contestant are kept: another network, estimator or choice of images has another folder."""
     identity = (
-        run.checkpoints.best()["sha256"],
-        repr(contestant.likelihood),
+        run.maker(contestant.likelihood),
         images.keys[: contestant.images],
         contestant.log_snr_max,
     )
