@@ -4,7 +4,8 @@ The logit of class y is ``sum_l weights[l] * (mean value of level l under y) + w
 + bias[y]``, with weights >= 0; the explicit log-prior is added afterwards by ``bayes``. One weight for all levels is a
 temperature; free weights say which noise levels decide. The penalty pulls the weights of the levels, in units of the spread
 of their level, towards a common value, so that few validation images give a temperature and many give a weighting. That of
-the wavelets is free: it says how much of the evidence they are.
+the wavelets is pulled, weakly, towards the sum of those of the levels: pixels and wavelets as a pair of equals, unless the
+images say otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scorebayes.table import LogLikTable
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _BIAS_PENALTY = 1.0
 _SCALE_PENALTY = 0.01
+_PAIR_PENALTY = 1.0
 
 
 @dataclass(frozen=True)
@@ -189,23 +191,31 @@ def _cross_fitted_losses(
 def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, pull: tuple[float, int]) -> tuple[NDArray, NDArray]:
     """Minimise the summed log-loss plus penalties over weights >= 0 and bias, with the analytic gradient.
 
-    z [N, W, Y]; pull: the penalty on what parts the first weights, and how many they are.
+    z [N, W, Y]; pull: the penalty on what parts the weights of the levels, which are the first, and how many they are.
     """
     penalty, n_levels = pull
     n_weights, n_classes = z.shape[1:]
     one_hot = np.eye(n_classes)[labels]
+    sides = np.zeros(n_weights)
+    if n_weights > n_levels:
+        sides[:n_levels], sides[n_levels:] = -1, 1
 
     def objective(parameters: NDArray) -> tuple[float, NDArray]:
         weights, bias = parameters[:n_weights], parameters[n_weights:]
         logits = np.einsum("nly,l->ny", z, weights) + bias + log_prior
         away = weights - weights[:n_levels].mean()
         away[n_levels:] = 0
+        apart = sides @ weights
         loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].sum()
         loss += 0.5 * (
-            penalty * away @ away + _SCALE_PENALTY * weights @ weights + _BIAS_PENALTY * bias @ bias
+            penalty * away @ away
+            + _SCALE_PENALTY * weights @ weights
+            + _PAIR_PENALTY * apart**2
+            + _BIAS_PENALTY * bias @ bias
         )
         residual = softmax(logits, axis=1) - one_hot
         gradient_weights = np.einsum("ny,nly->l", residual, z) + penalty * away + _SCALE_PENALTY * weights
+        gradient_weights += _PAIR_PENALTY * apart * sides
         return loss, np.concatenate([gradient_weights, residual.sum(axis=0) + _BIAS_PENALTY * bias])
 
     start = np.concatenate([np.full(n_weights, 1.0 / n_weights), np.zeros(n_classes)])

@@ -16,10 +16,11 @@ LAYERS = [
     ["stages", "tune"],
     ["noise_choice"],
     ["predict", "explain", "evidence", "counterfactual", "gallery", "evaluate", "report"],
-    ["scoring", "train", "baselines", "sequential"],
+    ["scoring", "train", "wavelet_fit", "baselines", "sequential"],
     ["looks"],
     ["inputs"],
     ["run"],
+    ["wavelets"],
     ["augment", "checkpoint"],
     ["config"],
     [
@@ -34,7 +35,7 @@ LAYERS = [
         "heat",
     ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
-    ["appearance", "table", "spreadsheet", "noise", "draws", "progress"],
+    ["appearance", "table", "spreadsheet", "noise", "draws", "scattering", "progress"],
     ["errors"],
 ]
 NO_TORCH = [
@@ -52,6 +53,7 @@ NO_TORCH += ["appearance", "heat"]
 MATHEMATICS = [
     "noise",
     "draws",
+    "scattering",
     "solve",
     "divergence",
     "score",
