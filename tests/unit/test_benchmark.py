@@ -25,7 +25,7 @@ from scorebayes.benchmark.accuracy import run_benchmark
 from scorebayes.benchmark.answers import Answers, seed_mean_difference
 from scorebayes.benchmark.compare import compare_predictions
 from scorebayes.benchmark.figures import draw_costs
-from scorebayes.benchmark.names import BEST, CONTROL, MORE, OURS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark.names import BEST, CONTROL, MORE, OURS, PARTS, REFERENCE, WITH_REFERENCE
 from scorebayes.benchmark.posteriors import posteriors_path
 from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark
 from scorebayes.benchmark.summary import add_mixtures, ensemble_entry, mixtures
@@ -70,10 +70,13 @@ def run_small(folder, *options):
 def test_every_model_has_metrics_and_costs_over_the_seeds(done):
     folder, output = done
     found = json.loads((folder / "out" / "phantom.json").read_text())
-    assert list(found["models"]) == [OURS, MORE, "logistic", "little", BEST, CONTROL]
-    for model in found["models"].values():
+    assert list(found["models"]) == [OURS, MORE, *PARTS, "logistic", "little", BEST, CONTROL]
+    for name, model in found["models"].items():
         assert len(model["test"]["auc"]["values"]) == 2
         assert model["test"]["log_loss"]["mean"] > 0
+        if name in PARTS:  # whose cost is in that of the whole
+            assert "cost" not in model
+            continue
         assert len(model["cost"]["training_seconds"]) == 2 and min(model["cost"]["ms_per_image"]) > 0
         assert model["cost"]["parameters"] > 0
     ours, rival = found["models"][OURS]["cost"], found["models"]["little"]["cost"]

@@ -18,7 +18,7 @@ import pandas as pd
 from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.baselines.network import Network
 from scorebayes.benchmark.answers import Answers
-from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, WITHOUT_OURS
+from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, PARTS, WITHOUT_OURS
 from scorebayes.benchmark.posteriors import posteriors_path, read_posteriors, write_posteriors
 from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark, Outcome, one_seed
 from scorebayes.benchmark.summary import (
@@ -135,7 +135,8 @@ def run_benchmark(
         "written": time.strftime("%Y-%m-%d"),
     }
     results.mkdir(parents=True, exist_ok=True)
-    write_posteriors(posteriors_path(path), seeds, each, (OURS, MORE, *compared, *mixed), first.facts.classes)
+    answered = [name for name in (OURS, MORE, *PARTS, *compared, *mixed) if name in each[0].prob]
+    write_posteriors(posteriors_path(path), seeds, each, answered, first.facts.classes)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return path
 

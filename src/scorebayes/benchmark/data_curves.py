@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from scorebayes.baselines import BASELINES
 from scorebayes.benchmark.figures import COLOURS
-from scorebayes.benchmark.names import CONTROL, OURS, REFERENCE, WITHOUT_OURS
+from scorebayes.benchmark.names import CONTROL, OURS, PARTS, REFERENCE, WITHOUT_OURS
 from scorebayes.benchmark.seeds import BENCHMARKS, Benchmark, Outcome, pretrain, train_beside
 from scorebayes.benchmark.summary import (
     add_mixtures,
@@ -348,7 +348,7 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
             left.plot(x, [f["mean"] for f in found], marker="o", markersize=4, color=colour, label=name)
             low, high = zip(*((min(f["values"]), max(f["values"])) for f in found), strict=True)
             left.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            if name not in (OURS, CONTROL):
+            if name not in (OURS, *PARTS, CONTROL):
                 ours, rival = (name, WITHOUT_OURS[name]) if name in WITHOUT_OURS else (OURS, name)
                 ahead = [point["paired"][ours][rival] for point in points]
                 low, high = zip(*(lead["auc_difference_ci95"] for lead in ahead), strict=True)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from scorebayes.benchmark.names import ENSEMBLE
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; a marker of its own, too, for every model.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#000000")
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and a brown; a marker of its own, too, for every model.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#666666", "#000000", "#8c6d31")
 _MARKERS = "osD^vPX<>p"
 
 

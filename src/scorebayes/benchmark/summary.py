@@ -14,9 +14,8 @@ from scorebayes.benchmark.names import (
     CONTROL,
     ENSEMBLE,
     OURS,
-    PIXELS_ALONE,
+    PARTS,
     REFERENCE,
-    WAVELETS_ALONE,
     WITH_REFERENCE,
 )
 from scorebayes.benchmark.seeds import Outcome
@@ -112,7 +111,7 @@ def own_entry(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict
 
 def part_entries(each: Sequence[Answers]) -> dict[str, dict[str, Any]]:
     """Results of the parts of our evidence alone, where there are two; their cost is in that of our model."""
-    parts = [name for name in (PIXELS_ALONE, WAVELETS_ALONE) if name in each[0].prob]
+    parts = [name for name in PARTS if name in each[0].prob]
     return {name: summarise([answers.metrics(name) for answers in each]) for name in parts}
 
 
