@@ -23,7 +23,7 @@ demo: install
 	@$(BIN)/scorebayes demo --data '$(DATA)' --out '$(RUN)'
 
 test: install
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term:skip-covered --no-cov-on-fail
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --no-cov-on-fail
 
 lint: install
 	@$(BIN)/ruff check src tests benchmarks

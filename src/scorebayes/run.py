@@ -178,9 +178,9 @@ class Run:
             return table
         start = time.perf_counter()
         with torch.no_grad():
-            found = self.wavelets(scattering(x)).numpy()
+            wavelets = self.wavelets(scattering(x)).numpy()
         seconds = (time.perf_counter() - start) / max(1, len(x))
-        return replace(table, wavelets=found, seconds=table.seconds + seconds)
+        return replace(table, wavelets=wavelets, seconds=table.seconds + seconds)
 
     def maker(self, likelihood: Likelihood) -> dict[str, str]:
         """What ``log_lik`` depends on beside the images: weights, estimator and, where they are asked, the wavelets."""

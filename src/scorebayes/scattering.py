@@ -56,7 +56,7 @@ def _logarithms(coefficients: Tensor, cells: int) -> Tensor:
     within = FINEST // cells
     means = coefficients.double().unflatten(4, (cells, within)).unflatten(3, (cells, within)).mean(dim=(4, 6))
     pixels, moduli = means.split([1, paths - 1], dim=2)
-    return torch.cat([pixels, (moduli.clamp(min=0) + FLOOR).log()], dim=2).reshape(n, channels, paths, -1)
+    return torch.cat([pixels, (moduli + FLOOR).log()], dim=2).reshape(n, channels, paths, -1)
 
 
 def _mirror(coefficients: Tensor) -> Tensor:
