@@ -306,7 +306,7 @@ def explain(
         typer.echo(f"warning: {text}", err=True)
     out.print(
         f"log-odds of {found['target']}: {found['log_odds']:.2f} +- {found['log_odds_std_error']:.2f} = evidence "
-        f"{found['evidence']:.2f} + bias and prior {found['offset']:.2f}\nwritten: {folder}",
+        f"{found['evidence']:.2f} + offset {found['offset']:.2f}\nwritten: {folder}",
         soft_wrap=True,
         highlight=False,
     )

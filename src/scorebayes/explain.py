@@ -255,7 +255,7 @@ def _draw_evidence(run: Run, x: Tensor, evidence: Evidence, path: Path) -> None:
     prob = evidence.posterior.prob[0, evidence.target]
     figure.suptitle(
         f"p({name}) = {prob:.3f}   log-odds {evidence.log_odds:+.2f} ± {evidence.log_odds_std_error:.2f} = "
-        f"evidence {evidence.total.sum():+.2f} + bias and prior {evidence.offset:+.2f}",
+        f"evidence {evidence.total.sum():+.2f} + offset {evidence.offset:+.2f}",
         fontsize=11,
         parse_math=False,
     )

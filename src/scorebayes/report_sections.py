@@ -1105,8 +1105,8 @@ def _examples(run: Run) -> Section:
     if evidence:
         words.append(
             "Evidence: orange pixels speak for the class named below the map, blue ones against it. The sum of a map and of "
-            "what no pixel says (bias and prior) is the log-odds, given with its Monte-Carlo standard error. Maps are "
-            "smoothed for display."
+            "what no pixel says (bias, prior, the wavelets of an even grey image) is the log-odds, given with its "
+            "Monte-Carlo standard error. Maps are smoothed for display."
         )
     else:
         command = run.command("explain", f"--split {run.split}")
