@@ -144,9 +144,10 @@ def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, s
     splitter = StratifiedKFold(min(folds, int(counts.min())), shuffle=True, random_state=seed)
     parts = list(splitter.split(z, labels))
     penalties = PENALTIES if n_levels > 1 else (1.0,)
-    losses = np.stack([_cross_fitted_losses(z, labels, log_prior, (p, n_levels), parts) for p in penalties])
+    pulls = [_pull(penalty, n_levels, len(spread)) for penalty in penalties]
+    losses = np.stack([_cross_fitted_losses(z, labels, log_prior, pull, parts) for pull in pulls])
     chosen = _heaviest_that_may_be_best(losses)
-    weights, bias = _fit(z, labels, log_prior, (penalties[chosen], n_levels))
+    weights, bias = _fit(z, labels, log_prior, pulls[chosen])
     weights = weights / spread
     return Calibration(
         weights[:n_levels], bias, _level_log_snr(table), table.kind, penalties[chosen], float(losses[chosen].mean()),
@@ -176,7 +177,7 @@ def _level_log_snr(table: LogLikTable) -> NDArray:
 
 
 def _cross_fitted_losses(
-    z: NDArray, labels: NDArray, log_prior: NDArray, pull: tuple[float, int], parts: list
+    z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray, parts: list
 ) -> NDArray[np.float64]:
     """Log-loss of every image [N] by weights that were fitted without it."""
     log_prob = np.empty((len(z), z.shape[2]))
@@ -188,34 +189,32 @@ def _cross_fitted_losses(
     return -log_prob[np.arange(len(labels)), labels]
 
 
-def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, pull: tuple[float, int]) -> tuple[NDArray, NDArray]:
+def _pull(penalty: float, n_levels: int, n_weights: int) -> NDArray[np.float64]:
+    """The quadratic form of the penalties on the weights [W, W]: the first are those of the levels, one more is that of the
+    wavelets. ``penalty``: on what parts the levels' weights from their mean."""
+    form = _SCALE_PENALTY * np.eye(n_weights)
+    form[:n_levels, :n_levels] += penalty * (np.eye(n_levels) - 1 / n_levels)
+    if n_weights > n_levels:
+        sides = np.where(np.arange(n_weights) < n_levels, -1.0, 1.0)
+        form += _PAIR_PENALTY * np.outer(sides, sides)
+    return form
+
+
+def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray) -> tuple[NDArray, NDArray]:
     """Minimise the summed log-loss plus penalties over weights >= 0 and bias, with the analytic gradient.
 
-    z [N, W, Y]; pull: the penalty on what parts the weights of the levels, which are the first, and how many they are.
+    z: [N, W, Y]. pull: of ``_pull``.
     """
-    penalty, n_levels = pull
     n_weights, n_classes = z.shape[1:]
     one_hot = np.eye(n_classes)[labels]
-    sides = np.zeros(n_weights)
-    if n_weights > n_levels:
-        sides[:n_levels], sides[n_levels:] = -1, 1
 
     def objective(parameters: NDArray) -> tuple[float, NDArray]:
         weights, bias = parameters[:n_weights], parameters[n_weights:]
         logits = np.einsum("nly,l->ny", z, weights) + bias + log_prior
-        away = weights - weights[:n_levels].mean()
-        away[n_levels:] = 0
-        apart = sides @ weights
         loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].sum()
-        loss += 0.5 * (
-            penalty * away @ away
-            + _SCALE_PENALTY * weights @ weights
-            + _PAIR_PENALTY * apart**2
-            + _BIAS_PENALTY * bias @ bias
-        )
+        loss += 0.5 * (weights @ pull @ weights + _BIAS_PENALTY * bias @ bias)
         residual = softmax(logits, axis=1) - one_hot
-        gradient_weights = np.einsum("ny,nly->l", residual, z) + penalty * away + _SCALE_PENALTY * weights
-        gradient_weights += _PAIR_PENALTY * apart * sides
+        gradient_weights = np.einsum("ny,nly->l", residual, z) + pull @ weights
         return loss, np.concatenate([gradient_weights, residual.sum(axis=0) + _BIAS_PENALTY * bias])
 
     start = np.concatenate([np.full(n_weights, 1.0 / n_weights), np.zeros(n_classes)])

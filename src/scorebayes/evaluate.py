@@ -39,8 +39,7 @@ THUMBNAILS = 6  # of the best, of the median and of the worst cases
 def calibrate(run: Run, estimator: str = "") -> Decision:
     """Fit noise-level weights, temperature, bias, threshold and typicality on the validation table; write them."""
     table = read_table(run, "val", estimator).usable()
-    shares = np.log(np.bincount(table.labels, minlength=len(run.facts.classes)) / len(table))
-    calibration = fit_calibration(table, shares, seed=run.config.seed)
+    calibration = fit_calibration(table, table.log_shares, seed=run.config.seed)
     posterior, positive = bayes(table, run.log_prior, calibration), run.facts.info.positive
     threshold = choose_threshold(table.labels, posterior.prob, THRESHOLD_RULE, positive=positive)
     pooling = fit_pooling(

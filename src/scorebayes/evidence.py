@@ -37,7 +37,6 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Denoising
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Run
-from scorebayes.scattering import scattering
 from scorebayes.table import LogLikTable
 
 GRADIENT_STEPS = 16
@@ -134,7 +133,7 @@ def explain(
     if wavelets is not None:
         against = (np.arange(len(share)) == target) - share
         slopes = torch.from_numpy(calibration.wavelet_weight * against)
-        by_wavelets = integrated_gradients(lambda image: wavelets(scattering(image))[0] @ slopes, x)
+        by_wavelets = integrated_gradients(lambda image: wavelets.of_images(image)[0] @ slopes, x)
     given = calibration.offsets(table.wavelets)[0] + log_prior
     return Evidence(
         target=target,

@@ -39,7 +39,6 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Likelihood
 from scorebayes.pooling import Pooling
 from scorebayes.posterior import prior_log_odds
-from scorebayes.scattering import scattering
 from scorebayes.score import Denoiser, Score, ScoreModel
 from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
@@ -178,7 +177,7 @@ class Run:
             return table
         start = time.perf_counter()
         with torch.no_grad():
-            wavelets = self.wavelets(scattering(x)).numpy()
+            wavelets = self.wavelets.of_images(x).numpy()
         seconds = (time.perf_counter() - start) / max(1, len(x))
         return replace(table, wavelets=wavelets, seconds=table.seconds + seconds)
 

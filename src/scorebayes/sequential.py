@@ -35,7 +35,6 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood.denoising import Denoising
 from scorebayes.posterior import Posterior, bayes
 from scorebayes.run import Run
-from scorebayes.scattering import scattering
 from scorebayes.score import Score
 from scorebayes.table import LogLikTable
 
@@ -221,5 +220,5 @@ def decide_sequentially(
     estimator = cast(Denoising, run.likelihood)
     rule = Sequential(run.calibration, run.log_prior, budget, target_error, estimator)
     with torch.no_grad():
-        wavelets = None if run.wavelets is None else run.wavelets(scattering(x)).numpy()
+        wavelets = None if run.wavelets is None else run.wavelets.of_images(x).numpy()
         return rule(run.score, x, Draws(run.config.seed, keys), wavelets)

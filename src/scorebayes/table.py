@@ -63,6 +63,11 @@ class LogLikTable:
         levels = np.unique(self.level)
         return np.stack([self.draws[self.level == level].mean(axis=0) for level in levels], axis=1)
 
+    @property
+    def log_shares(self) -> NDArray[np.float64]:
+        """Log of the class shares of its images, which all have labels [Y]."""
+        return np.log(np.bincount(self.labels, minlength=self.draws.shape[2]) / len(self))
+
     def rows(self, index: NDArray | slice) -> LogLikTable:
         """The table of some images: an index array, a mask or a slice over N."""
         keys = np.asarray(self.keys, dtype=object)[index]
@@ -147,6 +152,9 @@ def _from_frame(frame: pd.DataFrame) -> LogLikTable:
     n_classes, n_draws = int(frame["class"].max()) + 1, int(frame["draw"].max()) + 1
     shape = (-1, n_classes, n_draws)
     each = frame.iloc[:: n_classes * n_draws]
+    known = {}
+    if "wavelets" in frame:  # versions that did not know them wrote none
+        known["wavelets"] = frame["wavelets"].to_numpy(np.float64)[::n_draws].reshape(-1, n_classes)
     return LogLikTable(
         keys=tuple(each["image_id"]),
         labels=each["label"].to_numpy(np.int64),
@@ -157,10 +165,5 @@ def _from_frame(frame: pd.DataFrame) -> LogLikTable:
         status=each["status"].to_numpy(str),
         seconds=each["seconds"].to_numpy(np.float64),
         kind=str(frame["kind"].iloc[0]),
-        wavelets=_wavelets(frame)[::n_draws].reshape(-1, n_classes),
+        **known,
     )
-
-
-def _wavelets(frame: pd.DataFrame) -> NDArray[np.float64]:
-    """Zero in tables of versions that did not know them."""
-    return frame["wavelets"].to_numpy(np.float64) if "wavelets" in frame else np.zeros(len(frame))

@@ -85,7 +85,7 @@ def tune(run: Run) -> Tuned:
     score_split(run, "val")
     stored = read_table(run, "val").usable()
     spread = stored if own.repeats > 1 else table(replace(own, repeats=2), run.config.seed)
-    shares = np.log(np.bincount(spread.labels, minlength=len(run.facts.classes)) / len(spread))
+    shares = spread.log_shares
     mean, std = neyman_density(spread, fit_calibration(spread, shares, seed=run.config.seed))
 
     def mean_loss(likelihood: Denoising) -> float:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError
-from scorebayes.scattering import FINEST, on_grid
+from scorebayes.scattering import FINEST, on_grid, scattering
 
 GRIDS = (1, 2, FINEST)  # cells along a side
 NOISES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # shares of the noised features' variance
@@ -55,6 +55,10 @@ class WaveletGaussians:
         )
         found = found + self.offsets
         return found - found.mean(dim=1, keepdim=True)
+
+    def of_images(self, x: Tensor) -> Tensor:
+        """The same of standardised images [N, C, S, S]; the gradient passes through."""
+        return self(scattering(x))
 
     @property
     def fingerprint(self) -> str:

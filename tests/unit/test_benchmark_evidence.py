@@ -66,7 +66,7 @@ def test_integrated_gradients_sum_to_the_change_of_the_log_odds():
         integrated_gradients(lambda image, y=y: _log_odds(net(image), y).sum(), x, steps=400) for y in (1, 0)
     )
     assert found.sum() == pytest.approx(float(odds[1] - odds[0]), abs=1e-3)
-    np.testing.assert_allclose(found, -mirrored, atol=1e-6)
+    np.testing.assert_allclose(found, -mirrored, atol=1e-9)
 
 
 def test_grad_cam_lights_where_the_class_is_seen():

@@ -27,7 +27,6 @@ from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Denoising
 from scorebayes.posterior import bayes
 from scorebayes.run import Run
-from scorebayes.scattering import scattering
 
 _LEAST_ERROR = 1e-12
 
@@ -91,7 +90,7 @@ class OurTarget:
         calibration = self.run.calibration
         logits = torch.from_numpy(calibration.weights) @ means
         if self.run.wavelets is not None:
-            logits = logits + calibration.wavelet_weight * self.run.wavelets(scattering(x))[0]
+            logits = logits + calibration.wavelet_weight * self.run.wavelets.of_images(x)[0]
         return logits + torch.from_numpy(calibration.bias + self.run.log_prior)
 
     def prob(self, images: ImageSet) -> NDArray[np.float64]:

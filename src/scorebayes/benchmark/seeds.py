@@ -162,13 +162,12 @@ def _parts_alone(run: Run) -> dict[str, NDArray[np.float64]]:
     if run.wavelets is None:
         return {}
     tables = [read_table(run, split).usable() for split in ("val", "test")]
-    shares = np.log(np.bincount(tables[0].labels, minlength=len(run.facts.classes)) / len(tables[0]))
     found = {}
     for name, silenced in ((PIXELS_ALONE, "wavelets"), (WAVELETS_ALONE, "draws")):
         val, test = (
             replace(table, **{silenced: np.zeros_like(getattr(table, silenced))}) for table in tables
         )
-        calibration = fit_calibration(val, shares, seed=run.config.seed)
+        calibration = fit_calibration(val, val.log_shares, seed=run.config.seed)
         found[name] = bayes(test, run.log_prior, calibration).prob
     return found
 

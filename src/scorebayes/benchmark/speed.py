@@ -453,14 +453,10 @@ def _first_passes(table: LogLikTable, levels: int, passes: int) -> LogLikTable:
     )
 
 
-def _shares(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
-    return np.log(np.bincount(labels, minlength=n_classes) / len(labels))
-
-
 def _calibrated(run: Run, test: LogLikTable, val: LogLikTable, passes: int) -> _Point:
     levels = len(np.unique(test.level))
     test, val = (_first_passes(table, levels, passes).usable() for table in (test, val))
-    calibration = fit_calibration(val, _shares(val.labels, test.draws.shape[2]), seed=run.config.seed)
+    calibration = fit_calibration(val, val.log_shares, seed=run.config.seed)
     prob = bayes(test, run.log_prior, calibration).prob
     return _Point(float(test.nfe.mean()), prob, test.labels, run.facts.info.positive)
 
@@ -495,9 +491,7 @@ class _Replay:
 def _sequential(run: Run, own: Denoising, test: LogLikTable, val: LogLikTable, target_error: float) -> _Point:
     """Sequential decisions, with the calibration that the default number of draws has on validation images."""
     few = _first_passes(val, own.levels, own.repeats).usable()
-    calibration: Calibration = fit_calibration(
-        few, _shares(few.labels, few.draws.shape[2]), seed=run.config.seed
-    )
+    calibration: Calibration = fit_calibration(few, few.log_shares, seed=run.config.seed)
     test = test.usable()
     replay: Any = _Replay(test, own.levels, own.antithetic)
     rule = Sequential(calibration, run.log_prior, _passes(own), target_error, replay)
