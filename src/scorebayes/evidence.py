@@ -130,7 +130,7 @@ def explain(
     )
     variance = calibration.variance_of_mean(table, maps.reshape(len(maps), -1)).reshape(maps.shape[1:])
     by_wavelets, wavelets = np.zeros(x.shape[2:]), run.wavelets
-    if wavelets is not None:
+    if wavelets is not None and calibration.wavelet_weight:
         against = (np.arange(len(share)) == target) - share
         slopes = torch.from_numpy(calibration.wavelet_weight * against)
         by_wavelets = integrated_gradients(lambda image: wavelets.of_images(image)[0] @ slopes, x)
@@ -157,13 +157,14 @@ def integrated_gradients(value: Callable[[Tensor], Tensor], x: Tensor, steps: in
     """What each pixel of x [1, C, S, S] adds to a value on the way from an even grey image, the mean of the training pixels.
 
     Gradients along the way, times the way (Sundararajan et al. 2017, arXiv 1703.01365): the sum over the pixels is the
-    difference of the two values, up to the error of the midpoint rule. Returns [S, S].
+    difference of the two values, up to the error of the midpoint rule. The steps are short at the start, where logarithms of
+    moduli change most: the way is gone as u^2, u from 0 to 1. Returns [S, S].
     """
     total = torch.zeros_like(x)
     with torch.enable_grad():
-        for share in (np.arange(steps) + 0.5) / steps:
-            image = (float(share) * x).requires_grad_(True)
-            total += torch.autograd.grad(value(image), image)[0]
+        for u in ((np.arange(steps) + 0.5) / steps).tolist():
+            image = (u**2 * x).requires_grad_(True)
+            total += 2 * u * torch.autograd.grad(value(image), image)[0]
     return (x * total / steps)[0].sum(0).double().cpu().numpy()
 
 

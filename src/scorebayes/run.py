@@ -43,7 +43,7 @@ from scorebayes.score import Denoiser, Score, ScoreModel
 from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
 from scorebayes.typicality import Typicality
-from scorebayes.wavelets import WaveletGaussians
+from scorebayes.wavelets import WaveletMixtures
 
 WAVELETS = "wavelets.safetensors"
 FORMAT = 3
@@ -249,11 +249,11 @@ class Run:
         return ScoreModel(denoiser.eval(), self.config.build("noise"))
 
     @cached_property
-    def wavelets(self) -> WaveletGaussians | None:
+    def wavelets(self) -> WaveletMixtures | None:
         """What ``learn_wavelets`` found; None where the run does not ask them. ConfigError where they are lost."""
         path = self.path / WAVELETS
         if path.exists():
-            return WaveletGaussians.load(path) if self.config.wavelets.use else None
+            return WaveletMixtures.load(path) if self.config.wavelets.use else None
         if (self.path / "calibration.json").exists() and self.calibration.wavelet_weight:
             raise ConfigError(
                 f"{path}: missing, and the run is calibrated with it.",

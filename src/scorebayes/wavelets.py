@@ -1,18 +1,22 @@
-"""Class-conditional Gaussians of wavelet coefficients: a score model in closed form, beside the learned one of the pixels.
+"""Class-conditional Gaussian mixtures of wavelet coefficients: a score model in closed form, beside the learned one of the
+pixels.
 
-The features of an image (``scattering``) are noised as by a forward process; given the class they are Gaussian, with the
-class's mean and one covariance for all. Then the score is linear and nothing has to be trained: what classes say of an image
-differs by a linear function of its features. The covariance is learned without labels, from all training images, and the
-noise takes the place of what few images cannot tell of it. How much, and how sure of itself the result may be, is found by
-cross-validation within the training images, for each of several grids; the log-likelihoods of the grids are averaged, since
-they see the same image (docs/decisions/0017).
+The features of an image (``scattering``) are noised as by a forward process; given the class they are a mixture of Gaussians
+with one covariance for all. Then the score is known and no network has to be trained. The covariance is learned without
+labels, from all training images, and the noise takes the place of what few images cannot tell of it. The components are the
+means of clusters of the class's images; clusterings from several starts are one mixture. How much noise, how narrow the
+components are and how sure of itself the result may be is found by cross-validation within the training images, patients
+apart, for each of several grids and numbers of clusters; their log-likelihoods are averaged, since they see the same image
+(docs/decisions/0017).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +26,10 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from sklearn.model_selection import StratifiedKFold
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from scorebayes.checkpoint import write_atomically
@@ -31,29 +38,52 @@ from scorebayes.scattering import FINEST, on_grid, scattering
 
 GRIDS = (1, 2, FINEST)  # cells along a side
 NOISES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # shares of the noised features' variance
+CLUSTERS = (1, 4, 16)  # of a class
+LEAST_IMAGES = 4  # of a cluster, in the mean
+CLUSTERINGS = 16
+MOST_COMPONENTS = 512  # of all classes and clusterings of a mixture
+CLUSTER_NOISE, CLUSTER_AXES = 0.3, 512  # what distances are measured with, at most so many axes
+SHARPNESS = np.geomspace(0.003, 3.0, 7)  # of the components, 1: as the covariance says
 TEMPERATURES = np.geomspace(0.001, 3.0, 30)
 FOLDS = 5
 MOST_IMAGES = 4000
 """As many images are learned from, at most, of all classes alike as far as they go: more change little and cost much."""
 
 
-@dataclass(frozen=True)
-class WaveletGaussians:
-    """slopes: per grid [Y, F], offsets: [Y], such that log p(features | y) is ``sum over grids of slopes @ features``, plus
-    the offset, plus what does not depend on the class. mirrored: an image and its mirror image are one. seconds: spent on
-    learning."""
+class Mixtures(NamedTuple):
+    """Of one grid and number of clusters. log p(features | y) is, but for what does not depend on the class,
+    ``temperature * logsumexp over the components m of y of (slopes[m] @ (features - centre) + offsets[m])``.
 
-    slopes: Mapping[int, Tensor]
+    centre: [F] float64. slopes: [M, F] float32. offsets: [M] float64. classes: [M] int64, sorted. temperature: [] float64.
+    """
+
+    centre: Tensor
+    slopes: Tensor
     offsets: Tensor
+    classes: Tensor
+    temperature: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """[N, F] float64 -> [N, Y] float64."""
+        away = (features - self.centre).to(self.slopes.dtype)
+        found = (away @ self.slopes.T).double() + self.offsets
+        per_class = found.split(torch.bincount(self.classes).tolist(), dim=1)
+        return self.temperature * torch.stack([of.logsumexp(dim=1) for of in per_class], dim=1)
+
+
+@dataclass(frozen=True)
+class WaveletMixtures:
+    """mixtures: by the cells along a side of their grid, and the clusters of a class. mirrored: an image and its mirror
+    image are one. seconds: spent on learning."""
+
+    mixtures: Mapping[tuple[int, int], Mixtures]
     mirrored: bool
     seconds: float = 0.0
 
     def __call__(self, coefficients: Tensor) -> Tensor:
         """``scattering`` [N, C, P, 4, 4] -> log-likelihoods [N, Y] in nats, float64, less what is alike for all classes."""
-        found = sum(
-            on_grid(coefficients, grid, self.mirrored) @ slope.T for grid, slope in self.slopes.items()
-        )
-        found = found + self.offsets
+        features = {cells: on_grid(coefficients, cells, self.mirrored) for cells in GRIDS}
+        found = torch.stack([of(features[cells]) for (cells, _), of in self.mixtures.items()]).mean(dim=0)
         return found - found.mean(dim=1, keepdim=True)
 
     def of_images(self, x: Tensor) -> Tensor:
@@ -71,35 +101,47 @@ class WaveletGaussians:
         write_atomically(path, safetensors.torch.save({**self._arrays(), "seconds": seconds}))
 
     def _arrays(self) -> dict[str, Tensor]:
-        arrays = {f"slopes.{grid}": slope for grid, slope in self.slopes.items()}
-        return {**arrays, "offsets": self.offsets, "mirrored": torch.tensor(self.mirrored)}
+        arrays = {
+            f"{cells}.{clusters}.{name}": array
+            for (cells, clusters), of in self.mixtures.items()
+            for name, array in of._asdict().items()
+        }
+        return {**arrays, "mirrored": torch.tensor(self.mirrored)}
 
     @staticmethod
-    def load(path: Path) -> WaveletGaussians:
+    def load(path: Path) -> WaveletMixtures:
         """The inverse of ``save``. ConfigError where the file is damaged."""
         try:
             arrays = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
+            mixtures = {
+                key: Mixtures(*(arrays[f"{key[0]}.{key[1]}.{name}"] for name in Mixtures._fields))
+                for key in product(GRIDS, CLUSTERS)
+            }
+        except (safetensors.SafetensorError, KeyError) as error:
             raise ConfigError(
-                f"{path}: damaged ({error}).",
+                f"{path}: damaged, or of another version ({error}).",
                 "Delete it and finish the run again with 'scorebayes train --resume'.",
             ) from error
-        slopes = {grid: arrays[f"slopes.{grid}"] for grid in GRIDS}
-        return WaveletGaussians(slopes, arrays["offsets"], bool(arrays["mirrored"]), float(arrays["seconds"]))
+        return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
 
 
 def fit_wavelets(
-    coefficients: Tensor, labels: NDArray[np.int64], *, mirrored: bool, seed: int
-) -> WaveletGaussians:
+    coefficients: Tensor,
+    labels: NDArray[np.int64],
+    patients: Sequence[str],
+    *,
+    mirrored: bool,
+    seed: int,
+) -> WaveletMixtures:
     """Learn from training images: coefficients [N, C, P, 4, 4] of ``scattering``, labels [N], -1 where unknown; every class
-    is there. Unlabelled images enter the covariance."""
-    slopes, offsets = {}, torch.zeros(int(labels.max()) + 1, dtype=torch.float64)
-    for grid in GRIDS:
-        features = on_grid(coefficients, grid, mirrored).numpy()
-        slope, offset = _fit(features, labels, seed)
-        slopes[grid] = torch.from_numpy(slope / len(GRIDS))
-        offsets += torch.from_numpy(offset / len(GRIDS))
-    return WaveletGaussians(slopes, offsets, mirrored)
+    is there. patients: ids [N], whom cross-validation keeps apart. Unlabelled images enter the covariance."""
+    whose = np.unique(patients, return_inverse=True)[1]
+    mixtures: dict[tuple[int, int], Mixtures] = {}
+    for cells in GRIDS:
+        features = on_grid(coefficients, cells, mirrored).numpy()
+        found = _fit(features, labels, whose, seed)
+        mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
+    return WaveletMixtures(mixtures, mirrored)
 
 
 def some_of_all_classes(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
@@ -121,16 +163,35 @@ class _Basis(NamedTuple):
     level: float
 
 
-def _fit(features: NDArray, labels: NDArray[np.int64], seed: int) -> tuple[NDArray, NDArray]:
-    """Slopes [Y, F] and offsets [Y] of one grid, at the noise and temperature of the lowest held-out log-loss."""
+class _Choice(NamedTuple):
+    """What cross-validation decides."""
+
+    noise: float
+    sharpness: float
+    temperature: float
+
+
+def _fit(features: NDArray, labels: NDArray[np.int64], whose: NDArray, seed: int) -> list[Mixtures]:
+    """The mixtures of one grid for each number of clusters, at the choice of the lowest held-out log-loss."""
     basis = _basis(features)
     known = labels >= 0
     z, y = (features[known] - basis.mean) @ basis.axes, labels[known]
-    noise, temperature = _choose(basis, z, y, seed)
-    precision, means = _precision(basis, noise), _means(z, y)
-    slopes = temperature * (means * precision) @ basis.axes.T
-    offsets = -0.5 * temperature * (means**2 @ precision) - slopes @ basis.mean
-    return slopes, offsets
+    found = []
+    for clusters in CLUSTERS:
+        choice = _choose(basis, z, y, whose[known], clusters, seed)
+        components = _components(basis, z, y, clusters, seed)
+        weighted = choice.sharpness * components.means * _precision(basis, choice.noise)
+        offsets = components.log_weights - 0.5 * (weighted * components.means).sum(axis=1)
+        found.append(
+            Mixtures(
+                centre=torch.tensor(basis.mean),
+                slopes=torch.from_numpy(weighted @ basis.axes.T).float(),
+                offsets=torch.from_numpy(offsets),
+                classes=torch.from_numpy(components.classes),
+                temperature=torch.tensor(choice.temperature, dtype=torch.float64),
+            )
+        )
+    return found
 
 
 def _basis(features: NDArray) -> _Basis:
@@ -149,26 +210,69 @@ def _precision(basis: _Basis, noise: float) -> NDArray:
     return 1 / (noise * basis.level + (1 - noise) * basis.variances)
 
 
-def _means(z: NDArray, y: NDArray) -> NDArray:
-    return np.stack([z[y == label].mean(axis=0) for label in range(y.max() + 1)])
+class _Components(NamedTuple):
+    """means [M, R] along the axes, log_weights [M] within the class, classes [M], sorted."""
+
+    means: NDArray[np.float64]
+    log_weights: NDArray[np.float64]
+    classes: NDArray[np.int64]
 
 
-def _choose(basis: _Basis, z: NDArray, y: NDArray, seed: int) -> tuple[float, float]:
-    """Noise and temperature of the lowest log-loss on held-out training images, all classes counted alike."""
+def _components(basis: _Basis, z: NDArray, y: NDArray, clusters: int, seed: int) -> _Components:
+    """Means of the clusters of each class, of several clusterings that count alike. Small classes have fewer clusters."""
+    scale = np.sqrt(_precision(basis, CLUSTER_NOISE))
+    leading = np.argsort(basis.variances)[-CLUSTER_AXES:]
+    means: list[NDArray] = []
+    weights: list[float] = []
+    classes: list[int] = []
+    for label in range(y.max() + 1):
+        of_class = z[y == label]
+        wanted = max(1, min(clusters, len(of_class) // LEAST_IMAGES))
+        rounds = max(1, min(CLUSTERINGS, MOST_COMPONENTS // (wanted * (y.max() + 1)))) if wanted > 1 else 1
+        points = (of_class * scale)[:, leading].astype(np.float32)
+        for start in range(rounds):
+            cluster = _clustering(points, wanted, CLUSTERINGS * seed + start)
+            counts = np.bincount(cluster)
+            means += [of_class[cluster == one].mean(axis=0) for one in np.flatnonzero(counts)]
+            weights += list(counts[counts > 0] / (rounds * len(of_class)))
+        classes += [label] * (len(means) - len(classes))
+    return _Components(np.stack(means), np.log(weights), np.array(classes))
+
+
+def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
+    """A number below ``wanted`` for every point; fewer clusters than that where points coincide."""
+    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed)
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():  # one thread: the same sums everywhere
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return means.fit_predict(points)
+
+
+def _choose(basis: _Basis, z: NDArray, y: NDArray, whose: NDArray, clusters: int, seed: int) -> _Choice:
+    """The lowest log-loss on held-out training images, all classes counted alike."""
     counts = np.bincount(y)
-    if counts.min() < 2:  # nothing can be held out
-        return NOISES[-1], 1 / len(basis.mean)
-    parts = StratifiedKFold(min(FOLDS, int(counts.min())), shuffle=True, random_state=seed).split(z, y)
-    held_out = np.empty((len(NOISES), len(y), len(counts)))
+    folds = min(FOLDS, *(len(np.unique(whose[y == label])) for label in range(len(counts))))
+    if folds < 2:  # nothing can be held out
+        return _Choice(NOISES[-1], 1.0, 1 / len(basis.mean))
+    sharpnesses = SHARPNESS if clusters > 1 else (1.0,)
+    held_out = {of: np.zeros((len(y), len(counts))) for of in product(NOISES, sharpnesses)}
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(z, y, whose)
     for learn, rows in parts:
-        means = _means(z[learn], y[learn])
-        for k, noise in enumerate(NOISES):
-            weighted = means * _precision(basis, noise)
-            held_out[k, rows] = z[rows] @ weighted.T - 0.5 * (weighted * means).sum(axis=1)
+        if len(np.unique(y[learn])) < len(counts):
+            continue  # nothing can be said of these rows
+        components = _components(basis, z[learn], y[learn], clusters, seed)
+        of_class = np.searchsorted(components.classes, np.arange(len(counts)))
+        for noise in NOISES:
+            weighted = components.means * _precision(basis, noise)
+            values = z[rows] @ weighted.T - 0.5 * (weighted * components.means).sum(axis=1)
+            for sharpness in sharpnesses:
+                logs = sharpness * values + components.log_weights
+                held_out[noise, sharpness][rows] = np.logaddexp.reduceat(logs, of_class, axis=1)
     share = 1 / (len(counts) * counts[y])
-    losses = [
-        [-(share * log_softmax(t * values, axis=1)[np.arange(len(y)), y]).sum() for t in TEMPERATURES]
-        for values in held_out
-    ]
-    best = np.unravel_index(np.argmin(losses), np.shape(losses))
-    return NOISES[best[0]], float(TEMPERATURES[best[1]])
+    losses = {
+        _Choice(*of, temperature): -(
+            share * log_softmax(temperature * values, axis=1)[np.arange(len(y)), y]
+        ).sum()
+        for of, values in held_out.items()
+        for temperature in TEMPERATURES
+    }
+    return min(losses, key=losses.__getitem__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
 PARTS = PIXELS_ALONE, WAVELETS_ALONE = "scorebayes-pixels-alone", "scorebayes-wavelets-alone"
 """The two parts of the evidence of ``OURS``, each calibrated by itself: the class score of the trained network, and the
-Gaussians of the wavelet coefficients."""
+mixtures of the wavelet coefficients."""
 REFERENCE = "resnet18"
 """The network that leads are first of all given over."""
 WITH_REFERENCE = "scorebayes-with-resnet18"

@@ -79,7 +79,8 @@ brackets a 95 % interval (the mean of the seeds' intervals, by patient where a p
 chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
 
 Ours: `scorebayes-generative`, the class score of the pixels with the default evaluations per class (20, antithetic and with
-one chosen noise for all images) and the Gaussians of the wavelet coefficients ([decision 0017](decisions/0017-wavelets.md));
+one chosen noise for all images) and the Gaussian mixtures of the wavelet coefficients
+([decision 0018](decisions/0018-mixtures-of-wavelets.md));
 `scorebayes-pixels-alone` and `scorebayes-wavelets-alone`, its two parts, each calibrated by itself;
 `scorebayes-generative-64`, both parts, 64 evaluations. None has any discriminative term. Where a table has no row or
 column of the parts it is older than the wavelets: ours is the pixels alone there, with 16 independent evaluations. A model
