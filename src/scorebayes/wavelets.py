@@ -1,5 +1,5 @@
-"""Class-conditional Gaussian mixtures of wavelet coefficients: a score model in closed form, beside the learned one of the
-pixels.
+"""Class-conditional Gaussian mixtures of wavelet coefficients: a score model without a network, beside the learned one of
+the pixels.
 
 The features of an image (``scattering``) are noised as by a forward process; given the class they are a mixture of Gaussians
 with one covariance for all. Then the score is known and no network has to be trained. The covariance is learned without
@@ -7,7 +7,7 @@ labels, from all training images, and the noise takes the place of what few imag
 means of clusters of the class's images; clusterings from several starts are one mixture. How much noise, how narrow the
 components are and how sure of itself the result may be is found by cross-validation within the training images, patients
 apart, for each of several grids and numbers of clusters; their log-likelihoods are averaged, since they see the same image
-(docs/decisions/0017).
+(docs/decisions/0017, 0018).
 """
 
 from __future__ import annotations
