@@ -70,16 +70,17 @@ def test_a_benchmark_has_its_table_paired_tests_and_figures(folders):
     paired = {"scorebayes-generative": {"resnet18": LEAD}}
     facts = {"seeds": [0, 1], "steps": 7, "test_images": 156, "majority_accuracy": 0.73, "written": "today"}
     made = {"environment": {"processor": "A processor"}, "command": "a command"}
-    _store(folders, "breastmnist", models=models, paired=paired, **facts, **made)
+    copies = {"correlation": 0.99, "images": [39, 41], "auc": {"resnet18": {"mean": 0.7, "std": 0.01}}}
+    _store(folders, "breastmnist", models=models, paired=paired, near_copies=copies, **facts, **made)
     for figure in ("breastmnist-cost", "breastmnist-per-class", "phantom-cost"):
         (folders / "figures" / f"{figure}.svg").write_text("<svg/>")
     text = _write(folders)
     assert "| scorebayes-generative | 0.900 ± 0.012 [0.850, 0.950] |" in text
-    assert "| resnet18 | 0.800 | – |" in text
+    assert "| resnet18 | 0.800 | – |" in text and "– | 0.700 ± 0.010 |" in text
     assert "| scorebayes-generative | resnet18 | +0.031 [-0.010, +0.070] | < 0.001 |" in text
     assert (
-        "156 test images; 2 seed(s); 7 steps; always naming the most frequent class: accuracy 0.730; on A processor"
-        in text
+        "156 test images; 2 seed(s); 7 steps; always naming the most frequent class: accuracy 0.730; "
+        "39 to 41 test images correlate with a training image above 0.99; on A processor" in text
     )
     assert "![breastmnist cost](../figures/breastmnist-cost.svg)" in text
     assert "breastmnist-per-class.svg" not in text  # its curve is not there

@@ -18,6 +18,7 @@ import pandas as pd
 from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.baselines.network import Network
 from scorebayes.benchmark.answers import Answers
+from scorebayes.benchmark.copies import near_copies
 from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, PARTS, WITHOUT_OURS
 from scorebayes.benchmark.posteriors import posteriors_path, read_posteriors, write_posteriors
 from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark, Outcome, one_seed
@@ -116,6 +117,7 @@ def run_benchmark(
         if model in WITHOUT_OURS:
             rivals = dict.fromkeys([*compared, WITHOUT_OURS[model]])
             paired[model] = adjusted_leads(each, model, list(rivals))
+    answered = [name for name in (OURS, MORE, *PARTS, *compared, *mixed) if name in each[0].prob]
     content = {
         "benchmark": name,
         "command": _command(name, len(seeds), baselines, keep, quick),
@@ -131,11 +133,11 @@ def run_benchmark(
         "majority_accuracy": metrics["majority_accuracy"],
         "models": models,
         "paired": paired,
+        "near_copies": near_copies([outcome.run for outcome in outcomes], each, answered),
         "environment": environment(first.device),
         "written": time.strftime("%Y-%m-%d"),
     }
     results.mkdir(parents=True, exist_ok=True)
-    answered = [name for name in (OURS, MORE, *PARTS, *compared, *mixed) if name in each[0].prob]
     write_posteriors(posteriors_path(path), seeds, each, answered, first.facts.classes)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return path

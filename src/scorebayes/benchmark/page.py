@@ -198,14 +198,19 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
         f"{found['steps']} steps" if "steps" in found else "",
         f"{found['nfe_per_class']:.0f} evaluations per class" if "nfe_per_class" in found else "",
         "" if majority is None else f"always naming the most frequent class: accuracy {majority:.3f}",
+        _near_copies(found.get("near_copies")),
         *(f"`{name}`: {', '.join(parts)}" for name, parts in found.get("mixtures", {}).items()),
     ]
     yield _facts(found, facts)
-    models = found.get("models", {})
+    models, others = found.get("models", {}), found.get("near_copies", {}).get("auc", {})
     yield _table(
-        ["model", *METRICS.values()],
+        ["model", *METRICS.values(), *(["AUC without near copies"] if others else [])],
         [
-            [_dated(name, model), *(_cell(model.get("test", {}).get(metric)) for metric in METRICS)]
+            [
+                _dated(name, model),
+                *(_cell(model.get("test", {}).get(metric)) for metric in METRICS),
+                *([_cell(others.get(name))] if others else []),
+            ]
             for name, model in models.items()
         ],
     )
@@ -219,6 +224,15 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
         yield _table(["model", "minus", "AUC difference", "p"], rows)
     else:
         yield "Paired tests: none in the file."
+
+
+def _near_copies(found: Mapping[str, Any] | None) -> str:
+    """How many test images are nearly a training image; nothing where it was not looked for."""
+    if found is None:
+        return ""
+    return (
+        f"{_range(found['images'])} test images correlate with a training image above {found['correlation']}"
+    )
 
 
 def _dated(name: str, model: Mapping[str, Any]) -> str:

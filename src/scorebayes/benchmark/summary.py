@@ -35,13 +35,13 @@ def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for metric in METRICS:
         values = [metrics[metric] for metrics in each]
         intervals = [found for metrics in each if (found := metrics.get(f"{metric}_ci95")) is not None]
-        test[metric] = _spread(values)
+        test[metric] = spread(values)
         if len(intervals) == len(each):
             test[metric]["ci95"] = np.mean(intervals, axis=0).tolist()
     return {"test": test}
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
 
