@@ -27,6 +27,8 @@ def learn_wavelets(run: Run) -> Run:
     """
     if not run.config.wavelets.use or (run.path / WAVELETS).exists():
         return run
+    if min(run.facts.train_counts) == 0:
+        return run  # a class without images has no mixture
     start = time.perf_counter()
     images = _training_images(run)
     images = images.subset(some_of_all_classes(images.labels, MOST_IMAGES, run.config.seed))
