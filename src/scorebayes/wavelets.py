@@ -135,11 +135,12 @@ def fit_wavelets(
 ) -> WaveletMixtures:
     """Learn from training images: coefficients [N, C, P, 4, 4] of ``scattering``, labels [N], -1 where unknown; every class
     is there. patients: ids [N], whom cross-validation keeps apart. Unlabelled images enter the covariance."""
-    whose = np.unique(patients, return_inverse=True)[1]
+    known = labels >= 0
+    parts = _parts(labels[known], np.asarray(patients)[known], seed)
     mixtures: dict[tuple[int, int], Mixtures] = {}
     for cells in GRIDS:
         features = on_grid(coefficients, cells, mirrored).numpy()
-        found = _fit(features, labels, whose, seed)
+        found = _fit(features, labels, parts, seed)
         mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
     return WaveletMixtures(mixtures, mirrored)
 
@@ -163,6 +164,18 @@ class _Basis(NamedTuple):
     level: float
 
 
+_Parts = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+def _parts(y: NDArray, patients: NDArray, seed: int) -> _Parts:
+    """Of labelled images, the rows to learn from and those held out, all images of a patient on one side; none where a class
+    has one patient."""
+    folds = min(FOLDS, *(len(np.unique(patients[y == label])) for label in range(y.max() + 1)))
+    if folds < 2:
+        return []
+    return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, patients))
+
+
 class _Choice(NamedTuple):
     """What cross-validation decides."""
 
@@ -171,14 +184,14 @@ class _Choice(NamedTuple):
     temperature: float
 
 
-def _fit(features: NDArray, labels: NDArray[np.int64], whose: NDArray, seed: int) -> list[Mixtures]:
+def _fit(features: NDArray, labels: NDArray[np.int64], parts: _Parts, seed: int) -> list[Mixtures]:
     """The mixtures of one grid for each number of clusters, at the choice of the lowest held-out log-loss."""
     basis = _basis(features)
     known = labels >= 0
     z, y = (features[known] - basis.mean) @ basis.axes, labels[known]
     found = []
     for clusters in CLUSTERS:
-        choice = _choose(basis, z, y, whose[known], clusters, seed)
+        choice = _choose(basis, z, y, parts, clusters, seed)
         components = _components(basis, z, y, clusters, seed)
         weighted = choice.sharpness * components.means * _precision(basis, choice.noise)
         offsets = components.log_weights - 0.5 * (weighted * components.means).sum(axis=1)
@@ -247,15 +260,13 @@ def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
         return means.fit_predict(points)
 
 
-def _choose(basis: _Basis, z: NDArray, y: NDArray, whose: NDArray, clusters: int, seed: int) -> _Choice:
+def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: _Parts, clusters: int, seed: int) -> _Choice:
     """The lowest log-loss on held-out training images, all classes counted alike."""
     counts = np.bincount(y)
-    folds = min(FOLDS, *(len(np.unique(whose[y == label])) for label in range(len(counts))))
-    if folds < 2:  # nothing can be held out
+    if not parts:  # nothing can be held out
         return _Choice(NOISES[-1], 1.0, 1 / len(basis.mean))
     sharpnesses = SHARPNESS if clusters > 1 else (1.0,)
     held_out = {of: np.zeros((len(y), len(counts))) for of in product(NOISES, sharpnesses)}
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(z, y, whose)
     for learn, rows in parts:
         if len(np.unique(y[learn])) < len(counts):
             continue  # nothing can be said of these rows

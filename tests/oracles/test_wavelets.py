@@ -18,6 +18,7 @@ from scorebayes.wavelets import (
     _choose,
     _components,
     _fit,
+    _parts,
     _precision,
     fit_wavelets,
     some_of_all_classes,
@@ -56,11 +57,12 @@ def test_one_cluster_of_a_class_is_a_gaussian_and_several_are_a_mixture(n):
     new = rng.normal(size=(5, 50))
     if n < 50:  # the axes span the training images only
         new = basis.mean + (new - basis.mean) @ basis.axes @ basis.axes.T
-    for clusters, mixtures in zip(CLUSTERS, _fit(features, y, np.arange(n), seed=0), strict=True):
+    parts = _parts(y, np.arange(n), seed=0)
+    for clusters, mixtures in zip(CLUSTERS, _fit(features, y, parts, seed=0), strict=True):
         found = mixtures(torch.from_numpy(new)).numpy()
         found -= found.mean(axis=1, keepdims=True)
         z = (features - basis.mean) @ basis.axes
-        choice = _choose(basis, z, y, np.arange(n), clusters, seed=0)
+        choice = _choose(basis, z, y, parts, clusters, seed=0)
         components = _components(basis, z, y, clusters, seed=0)
         means = basis.mean + components.means @ basis.axes.T
         noised = choice.noise * level * np.eye(50) + (1 - choice.noise) * covariance
@@ -100,7 +102,9 @@ def test_a_class_of_several_kinds_is_told_apart_by_its_components():
         return np.where(y[:, None] == 1, 3 * side, 0) + rng.normal(size=(n, 4)), y
 
     (train, y), (test, truth) = draw(300), draw(300)
-    one, *more = (of(torch.from_numpy(test)) for of in _fit(train, y, np.arange(300), seed=0))
+    one, *more = (
+        of(torch.from_numpy(test)) for of in _fit(train, y, _parts(y, np.arange(300), seed=0), seed=0)
+    )
     assert roc_auc_score(truth, (one[:, 1] - one[:, 0]).numpy()) < 0.65  # both classes have the same mean
     for found in more:
         assert roc_auc_score(truth, (found[:, 1] - found[:, 0]).numpy()) > 0.95
@@ -115,7 +119,7 @@ def test_images_of_a_patient_are_held_out_together():
     z = (features - basis.mean) @ basis.axes
 
     def sureness(whose) -> float:
-        choice = _choose(basis, z, y, whose, 16, seed=0)
+        choice = _choose(basis, z, y, _parts(y, whose, seed=0), 16, seed=0)
         return choice.temperature * choice.sharpness
 
     assert sureness(np.repeat(np.arange(100), 2)) < 0.1 * sureness(np.arange(200))
@@ -155,7 +159,7 @@ def test_a_class_of_one_image_is_taken_with_the_most_noise():
     train, y = textures(12, 3)
     y = np.array([1, *([0] * 11)])
     grid = on_grid(train, 1, True).numpy()
-    for mixtures in _fit(grid, y, np.arange(12), seed=0):
+    for mixtures in _fit(grid, y, _parts(y, np.arange(12), seed=0), seed=0):
         if len(mixtures.classes) > 2:
             continue  # the other class has clusters
         basis = _basis(grid)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes.benchmark.answers import Answers
 from scorebayes.benchmark.summary import spread
 from scorebayes.inputs import load_split
-from scorebayes.metrics import delong
 from scorebayes.run import Run
 
 NEAR = 0.99
@@ -30,20 +30,22 @@ def near_copies(runs: Sequence[Run], each: Sequence[Answers], models: Sequence[s
     near, or the others are of one class.
     """
     near = [closest(run) > NEAR for run in runs]
-    others = [_without(answers, run, of) for answers, run, of in zip(each, runs, near, strict=True)]
+    others = [_without(answers, of) for answers, of in zip(each, near, strict=True)]
     found: dict[str, Any] = {"correlation": NEAR, "images": [int(of.sum()) for of in near], "auc": {}}
     both = all(len(np.unique(answers.labels == answers.positive)) == 2 for answers in others)
     if any(found["images"]) and both:
-        found["auc"] = {model: spread([_auc(answers, model) for answers in others]) for model in models}
+        found["auc"] = {
+            model: spread([float(answers.wins(model).mean()) for answers in others]) for model in models
+        }
     return found
 
 
-def closest(run: Run) -> NDArray[np.float32]:
-    """Of every test image of a run, in the order of its split: the highest correlation with a training image or its mirror
-    image [N]."""
-    train, test = load_split(run, "train").images, load_split(run, "test").images
+def closest(run: Run) -> pd.Series:
+    """Of every test image of a run, by its id and in the order of its split: the highest correlation with a training image
+    or its mirror image."""
+    train, test = load_split(run, "train").images, load_split(run, "test")
     seen = _normalised(np.concatenate([train, train[..., ::-1]]))
-    return (_normalised(test) @ seen.T).max(axis=1)
+    return pd.Series((_normalised(test.images) @ seen.T).max(axis=1), index=list(test.keys))
 
 
 def _normalised(images: NDArray) -> NDArray[np.float32]:
@@ -53,9 +55,8 @@ def _normalised(images: NDArray) -> NDArray[np.float32]:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def _without(answers: Answers, run: Run, near: NDArray[np.bool_]) -> Answers:
-    left_out = np.array(load_split(run, "test").keys)[near]
-    keep = ~np.isin(answers.images, left_out)
+def _without(answers: Answers, near: pd.Series) -> Answers:
+    keep = ~near.loc[list(answers.images)].to_numpy()
     return replace(
         answers,
         labels=answers.labels[keep],
@@ -63,7 +64,3 @@ def _without(answers: Answers, run: Run, near: NDArray[np.bool_]) -> Answers:
         groups=tuple(np.array(answers.groups)[keep].tolist()),
         prob={model: prob[keep] for model, prob in answers.prob.items()},
     )
-
-
-def _auc(answers: Answers, model: str) -> float:
-    return float(delong(answers.labels == answers.positive, answers.prob[model][:, answers.positive])[0])

@@ -42,6 +42,7 @@ def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single seed) and values over the seeds."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
 
