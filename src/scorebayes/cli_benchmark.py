@@ -124,7 +124,7 @@ def curves(
 
     Example: scorebayes benchmark curves runs/breast
     """
-    from scorebayes.benchmark.speed import draw_curves, measure_curves
+    from scorebayes.benchmark.evaluations import draw_curves, measure_curves
     from scorebayes.run import open_run
 
     found = measure_curves(open_run(run_dir, device), images, val_images, flow_images)

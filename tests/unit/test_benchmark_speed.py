@@ -1,4 +1,4 @@
-"""The speed benchmark measures what it says, and goes on where it was stopped."""
+"""The benchmarks of cost measure what they say, and go on where they were stopped."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from fixtures.tiny_run import train_tiny
 from typer.testing import CliRunner
 
 from scorebayes import cli_benchmark
-from scorebayes.benchmark import speed
+from scorebayes.benchmark import contest, evaluations, speed
+from scorebayes.draws import Draws
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import Denoising, Flow, PaperFlow
 from scorebayes.run import open_run
-from scorebayes.sequential import decide_sequentially
+from scorebayes.sequential import Sequential, decide_sequentially
 
 EASY = {"rtol": 1e-2, "atol": 1e-2}
 
@@ -29,9 +30,12 @@ def run(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """The same benchmark with loose tolerances and few repetitions."""
-    monkeypatch.setattr(speed, "PaperFlow", lambda **options: PaperFlow(**EASY, **options))
-    monkeypatch.setattr(speed, "EVALUATIONS_PER_LEVEL", 4)
-    monkeypatch.setattr(speed, "CURVES", {"probability flow, Heun": {2: Flow("heun", 2, mode="reverse")}})
+    for module in (contest, speed):
+        monkeypatch.setattr(module, "PaperFlow", lambda **options: PaperFlow(**EASY, **options))
+    monkeypatch.setattr(evaluations, "EVALUATIONS_PER_LEVEL", 4)
+    monkeypatch.setattr(
+        evaluations, "CURVES", {"probability flow, Heun": {2: Flow("heun", 2, mode="reverse")}}
+    )
     monkeypatch.setattr(speed, "_median_ms", lambda call, repeats: (call(), (2.0, 1.0))[1])
 
 
@@ -74,9 +78,9 @@ def test_a_replayed_sequential_decision_is_the_real_one(run):
     images = load_split(run, "test").subset(range(6))
     x = run.standardise(images.images)
     table = run.log_lik(x, images.keys, replace(run.likelihood, repeats=4))
-    replay = speed._Replay(table, run.likelihood.levels, run.likelihood.antithetic)
-    rule = speed.Sequential(run.calibration, run.log_prior, 4, 0.5, replay)
-    replayed = rule(run.score, torch.empty(6), speed.Draws(run.config.seed, images.keys))
+    replay = evaluations._Replay(table, run.likelihood.levels, run.likelihood.antithetic)
+    rule = Sequential(run.calibration, run.log_prior, 4, 0.5, replay)
+    replayed = rule(run.score, torch.empty(6), Draws(run.config.seed, images.keys))
     real = decide_sequentially(run, x, images.keys, budget=4, target_error=0.5)
     np.testing.assert_allclose(replayed.posterior.log_prob, real.posterior.log_prob, rtol=1e-4, atol=1e-5)
     assert np.array_equal(replayed.evaluations, real.evaluations)
@@ -84,16 +88,16 @@ def test_a_replayed_sequential_decision_is_the_real_one(run):
 
 def test_a_choice_of_images_keeps_the_class_shares(run):
     images = load_split(run, "test")
-    some = speed._some(images, 6, seed=0)
+    some = contest.some_images(images, 6, seed=0)
     assert len(set(some.keys)) == 6
     assert abs((some.labels == 1).mean() - (images.labels == 1).mean()) < 0.2
-    assert len(speed._some(images, 10_000, seed=0)) == len(images)
+    assert len(contest.some_images(images, 10_000, seed=0)) == len(images)
 
 
 def test_few_passes_of_a_table_are_what_fewer_repeats_would_give(run):
     images = load_split(run, "test").subset(range(2))
     x = run.standardise(images.images)
     many, few = (run.log_lik(x, images.keys, Denoising(levels=4, repeats=r)) for r in (3, 2))
-    cut = speed._first_passes(many, 4, 2)
+    cut = evaluations._first_passes(many, 4, 2)
     np.testing.assert_allclose(cut.draws, few.draws, rtol=1e-4)
     assert cut.nfe.tolist() == few.nfe.tolist() and cut.level.tolist() == few.level.tolist()
