@@ -86,8 +86,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
 def own_part(path: Path) -> str:
-    name = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    return "report" if name.startswith("report") else name
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))

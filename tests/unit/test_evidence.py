@@ -13,7 +13,6 @@ from fixtures.tiny_run import DATA, finish, train_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
-from scorebayes import report_files, report_sections
 from scorebayes.calibrate import Calibration
 from scorebayes.cli import app
 from scorebayes.data import open_source
@@ -28,6 +27,8 @@ from scorebayes.noise import VP
 from scorebayes.oracle import GaussianScore
 from scorebayes.posterior import bayes
 from scorebayes.predict import predict_files
+from scorebayes.report.files import Run as Files
+from scorebayes.report.sections.pictures import examples
 from scorebayes.run import open_run
 
 
@@ -232,7 +233,7 @@ def test_an_unknown_class_is_refused(run):
 
 def test_the_report_shows_the_evidence_of_its_cases(run):
     def section():
-        return report_sections._examples(report_files.Run(run.path))
+        return examples(Files(run.path))
 
     assert f"scorebayes explain {run.path.name} --split test" in section().words[-1]
     stored = np.load(explain_cases(run, "test"), allow_pickle=False)

@@ -15,9 +15,11 @@ from fixtures.fake_run import write_fake_run
 
 from scorebayes import figures
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.report import _headline, _sure_words, write_report
-from scorebayes.report_files import Run
-from scorebayes.report_sections import SECTIONS, estimate, seconds
+from scorebayes.report import write_report
+from scorebayes.report.files import Run
+from scorebayes.report.page import _headline, _sure_words
+from scorebayes.report.parts import estimate, seconds
+from scorebayes.report.sections import SECTIONS
 
 KEYS = [
     "discrimination", "threshold", "comparison", "calibration", "usefulness", "posteriors", "levels",

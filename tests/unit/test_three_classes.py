@@ -14,8 +14,8 @@ from scorebayes import stages
 from scorebayes.evaluate import evaluate
 from scorebayes.predict import predict_files, read_prior
 from scorebayes.report import write_report
-from scorebayes.report_files import Run as Files
-from scorebayes.report_sections import SECTIONS
+from scorebayes.report.files import Run as Files
+from scorebayes.report.sections import SECTIONS
 
 CLASSES = ("normal", "benign", "malignant")
 

@@ -18,20 +18,11 @@ import numpy as np
 
 from scorebayes import figures
 from scorebayes.figures import Row, short
-from scorebayes.report_files import Run
-from scorebayes.report_sections import (
-    METRICS,
-    SECTIONS,
-    Panel,
-    estimate,
-    interval,
-    leak_words,
-    model,
-    p_value,
-    seconds,
-    share,
-    threshold_words,
-)
+from scorebayes.report.files import Run
+from scorebayes.report.parts import Panel, estimate, interval, p_value, seconds, share, threshold_words
+from scorebayes.report.sections import SECTIONS
+from scorebayes.report.sections.inputs import leak_words, model
+from scorebayes.report.sections.performance import METRICS
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("scorebayes"),

@@ -1,0 +1,329 @@
+"""How it decides: posteriors, noise levels, and where it should not be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scorebayes import figures, metrics
+from scorebayes.figures import short
+from scorebayes.heat import heat_map
+from scorebayes.report.files import Run
+from scorebayes.report.parts import (
+    Panel,
+    Section,
+    Table,
+    estimate,
+    not_evaluated,
+    p_value,
+    share,
+)
+
+
+def posteriors(run: Run) -> Section:
+    title, cases = "Posterior and log-odds", run.cases
+    if cases is None or not len(cases):
+        return not_evaluated(run, "posteriors", title)
+    names = (run.negative_name, run.positive_name)
+    panels = [
+        Panel(
+            figures.posteriors(cases.score, cases.truth, names, run.metrics.get("threshold")),
+            f"How often each probability was given, upwards for {names[1]}, downwards for {names[0]} images.",
+        )
+    ]
+    numbers: dict[str, Any] = {"prob": cases.score, "truth": cases.truth.astype(int)}
+    if cases.log_odds is not None and np.isfinite(cases.log_odds).any():
+        finite = np.isfinite(cases.log_odds)
+        value, error = cases.log_odds[finite], cases.std_error[finite]
+        panels.append(
+            Panel(
+                figures.log_odds(value, error, cases.truth[finite], names),
+                "Every image from the lowest to the highest log-odds. The line through a dot is two standard "
+                "errors of the computation itself: more evaluations shorten it, more patients do not.",
+            )
+        )
+        of = {names[outcome]: value[cases.truth[finite] == outcome] for outcome in (False, True)}
+        middle = float(np.nanmedian(error)) if np.isfinite(error).any() else None
+        caption = (
+            "The same log-odds as histograms. The bar at the top is two standard errors of a typical image."
+        )
+        panels.append(
+            Panel(
+                figures.histograms(of, middle, "log-odds-histogram", f"log-odds of {names[1]}", "Log-odds"),
+                caption,
+            )
+        )
+        numbers |= {"median_std_error": middle, "log_odds": value, "std_error": error}
+    words = [] if len(panels) > 1 else ["Not done: log-odds are not recorded in the predictions."]
+    if run.loglik is None:
+        words.append("Not done: the log-likelihood table of this split is absent.")
+    else:
+        own, other, label, truth, own_error = _class_values(run, run.loglik)
+        if len(own):
+            order = [y for y in range(len(run.classes)) if y != run.positive]
+            order.insert(1, run.positive)  # which gives it the colour that it has everywhere
+            of = {short(run.classes[y]): own[truth == y] for y in order}
+            caption = (
+                "What the estimator gives each image under its own class, by class. The bar at the top is two standard "
+                "errors of a typical image."
+            )
+            title_of = "Under the true class"
+            panels.append(
+                Panel(figures.histograms(of, own_error, "class-likelihood", label, title_of), caption)
+            )
+            numbers |= {"own_class": own, "best_other_class": other, "own_class_std_error": own_error}
+            caption = (
+                "Right of 0 the true class explains the image better than any other, before prior and bias."
+            )
+            panels.append(Panel(figures.class_values(own, other, label), caption))
+            numbers["true_class_fits_best"] = float(np.mean(own > other))
+    return Section("posteriors", title, words, panels=panels, numbers=numbers)
+
+
+class _LevelMeans(NamedTuple):
+    """Labels [N], log-SNR [L], mean of each image, level and class [N, L, Y] and its variance (NaN for one draw); what the
+    wavelets say [N, Y], zero where they were not asked."""
+
+    labels: NDArray[np.int64]
+    log_snr: NDArray[np.float64]
+    values: NDArray[np.float64]
+    variance: NDArray[np.float64]
+    wavelets: NDArray[np.float64]
+
+
+def _level_means(table: pd.DataFrame) -> _LevelMeans:
+    """Of the scored images with a label and finite values."""
+    table = table[(table["status"] == "ok") & (table["label"] >= 0)]
+    grouped = table.groupby(["image_id", "level", "class"], sort=True)["value"]
+    n_levels, n_classes = table["level"].nunique(), table["class"].nunique()
+
+    def array(column: pd.Series) -> NDArray[np.float64]:
+        wide = column.unstack(["level", "class"]).sort_index(axis=1)
+        return wide.to_numpy(np.float64).reshape(len(wide), n_levels, n_classes)
+
+    values, variance = array(grouped.mean()), array(grouped.var() / grouped.size())
+    labels = table.groupby("image_id", sort=True)["label"].first().to_numpy(np.int64)
+    usable = np.isfinite(values).all((1, 2))
+    log_snr = table.groupby("level", sort=True)["log_snr"].mean().to_numpy(np.float64)
+    wavelets = np.zeros((len(labels), n_classes))
+    if "wavelets" in table:
+        per_class = table.groupby(["image_id", "class"], sort=True)["wavelets"].first()
+        wavelets = per_class.unstack("class").to_numpy(np.float64)
+    return _LevelMeans(labels[usable], log_snr, values[usable], variance[usable], wavelets[usable])
+
+
+def _class_values(
+    run: Run, table: pd.DataFrame
+) -> tuple[NDArray, NDArray, str, NDArray[np.int64], float | None]:
+    """Value of the true class and of the best other one [N], what the value is called, labels [N], a typical error."""
+    labels, _, values, variance, _ = _level_means(table)
+    kind = str(table["kind"].iloc[0]) if "kind" in table else "class-score"
+    weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
+    label = {"density": "log-likelihood [nats]", "lower-bound": "bound [nats]"}.get(kind, kind)
+    if kind == "class-score" and len(weights) == values.shape[1]:
+        label = "weighted class score"
+    else:
+        weights = np.full(values.shape[1], 1 / values.shape[1])
+    total = np.einsum("nly,l->ny", values, weights)
+    rows = np.arange(len(labels))
+    own = total[rows, labels]
+    error = np.sqrt(np.einsum("nly,l->ny", variance, weights**2))[rows, labels]
+    rest = np.where(np.arange(total.shape[1]) == labels[:, None], -np.inf, total)
+    typical = float(np.nanmedian(error)) if np.isfinite(error).any() else None
+    return own, rest.max(1, initial=-np.inf), label, labels, typical
+
+
+def levels(run: Run) -> Section:
+    title, table = "Which noise level decides", run.loglik
+    if table is None:
+        command = run.command("score", f"--split {run.split}")
+        return Section(
+            "levels", title, missing="the log-likelihood table of this split is absent", command=command
+        )
+    labels, log_snr, values, _, wavelets = _level_means(table)
+    truth = labels == run.positive
+    if values.shape[1] < 2:
+        return Section(
+            "levels", title, ["This estimator does not separate noise levels."], numbers={"levels": 1}
+        )
+    if not truth.any() or truth.all():
+        return Section("levels", title, ["Only one class is present among the scored images."])
+    others = np.delete(values, run.positive, axis=2).mean(2)
+    difference = values[:, :, run.positive] - others
+    auc = np.array([metrics.delong(truth, column)[0] for column in difference.T])
+    intervals = [metrics.auc_interval(truth, column) or [np.nan, np.nan] for column in difference.T]
+    low, high = np.array(intervals).T
+    panels = [
+        Panel(
+            figures.level_auc(log_snr, auc, low, high),
+            "How well the images are told apart by one noise level alone. Left: coarse structure, much "
+            "noise; right: fine detail. The band takes images as independent (DeLong).",
+        )
+    ]
+    weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
+    words = []
+    if len(weights) == len(log_snr):
+        panels.append(
+            Panel(
+                figures.level_weights(log_snr, weights),
+                "How much each level counts in the decision, as fitted on validation images.",
+            )
+        )
+    else:
+        words.append("Not done: no weights were fitted for these noise levels.")
+    numbers = {"log_snr": log_snr, "auc": auc, "auc_low": low, "auc_high": high, "weights": weights}
+    weight = float(run.calibration.get("wavelet_weight", 0.0))
+    if weight and wavelets.any():
+        by_wavelets = wavelets[:, run.positive] - np.delete(wavelets, run.positive, axis=1).mean(1)
+        alone = metrics.delong(truth, by_wavelets)[0]
+        spread = {"wavelets": weight * by_wavelets.std(), "pixels": (difference @ weights).std()}
+        numbers |= {"wavelets_auc": alone, "spread": spread}
+        words.append(
+            f"Beside the noise levels of the pixels, the wavelet coefficients decide: alone with an AUC of {alone:.3f}. "
+            f"What they add to the log-odds has a standard deviation of {spread['wavelets']:.2f} over the images, what the "
+            f"pixels add one of {spread['pixels']:.2f}."
+        )
+    return Section("levels", title, words, panels=panels, numbers=numbers)
+
+
+def abstention(run: Run) -> Section:
+    title, cases = "Abstention: coverage and risk", run.cases
+    if cases is None or not len(cases):
+        return not_evaluated(run, "abstention", title)
+    curve = metrics.risk_coverage(cases.labels, cases.prob)
+    point = None
+    decided = cases.decided
+    if decided.any():
+        wrong = cases.prob.argmax(1) != cases.labels
+        point = (float(decided.mean()), float(wrong[decided].mean()))
+    panel = Panel(
+        figures.coverage(curve, point),
+        "If the model may stay silent where it is least sure, how many of its answers are wrong? From the "
+        "most confident image on the left to all on the right, deciding by the most probable class.",
+    )
+    undecided = int((~decided).sum())
+    words = [
+        f"{share(undecided, len(cases))} answers lie within two standard errors of the computation from the "
+        "threshold and are reported as undecided."
+    ]
+    numbers = {"coverage": curve, "undecided": undecided, "decided_point": point, "foreign": run.ood}
+    if not run.ood:
+        words.append(f"Not done: images of another kind ('{run.command('benchmark ood')}').")
+        return Section("abstention", title, words, panels=[panel], numbers=numbers)
+    more, table = _foreign(run.ood)
+    return Section("abstention", title, words + more, [table], [panel], numbers=numbers)
+
+
+def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
+    """What was declined of images of another kind, in words and by kind."""
+    own = found["in_distribution"]
+    words = [
+        "Typicality asks whether an image is as easy for the network as those it was validated on, and looks like those it "
+        f"was trained on. It declines {own['flagged']:.1%} of the {own['n']} test images and, of images of another kind, "
+        "the shares below. Beside it a plain rule, which declines what has a low likelihood and aims at the same share of "
+        "false alarms. An AUC below 0.5 means that the foreign images are more likely than the test images."
+    ]
+    if not found["judged_by_prediction"]:
+        words.append(
+            "The run was calibrated without looking at the appearance of images: its own predictions decline by the "
+            "noise levels alone (third column)."
+        )
+    rows = [
+        (
+            short(name),
+            f"{row['flagged']:.0%} of {row['n']}",
+            f"{row['flagged_by_levels']:.0%}" if "flagged_by_levels" in row else "refused",
+            f"{row['auc']:.3f}" if "auc" in row else "refused",
+            f"{row['flagged_by_likelihood']:.0%}",
+            f"{row['auc_by_likelihood']:.3f}" if "auc_by_likelihood" in row else "refused",
+        )
+        for name, row in found["kinds"].items()
+    ]
+    header = ("Kind", "Declined", "by noise levels alone", "AUC", "by likelihood", "AUC of likelihood")
+    return words, Table("Images of another kind", header, rows)
+
+
+def robustness(run: Run) -> Section:
+    title, found, attacks = "Corrupted and attacked images", run.robustness, run.adversarial
+    if not found and not attacks:
+        command = run.command("benchmark robustness")
+        return Section("robustness", title, missing="corrupted images were not tried", command=command)
+    words, tables, panels = [], [], []
+    if found:
+        words.append(
+            f"{found['images']} test images under {len({r['kind'] for r in found['conditions']}) - 1} corruptions, at "
+            f"severities {', '.join(map(str, found['severities']))}. Nothing was fitted anew."
+        )
+        tables += [_corruption_means(found), _corruption_kinds(found)]
+        model = next(iter(found["summary"]))
+        kinds = list(dict.fromkeys(r["kind"] for r in found["conditions"][1:]))
+        value = {(r["kind"], r["severity"]): r["models"][model]["auc"] for r in found["conditions"]}
+        grid = np.array([[value[kind, severity] for severity in found["severities"]] for kind in kinds])
+        svg = heat_map(
+            grid, kinds, [str(s) for s in found["severities"]], "robustness-auc", "AUC", min(0.5, grid.min())
+        )
+        panels.append(Panel(svg, f"AUC of {model} for every corruption, from the mildest to the worst."))
+    else:
+        words.append(f"Not done: corruptions ('{run.command('benchmark robustness')}').")
+    if attacks:
+        words.append(
+            "An attacker changes every pixel by at most the budget, with the gradient (PGD) or by trial (Square). No model "
+            "here was trained to withstand it."
+        )
+        rows = [
+            (
+                short(row["model"]),
+                "none" if row["attack"] == "none" else f"{row['attack']}, {row['budget']}/255",
+                estimate(row, "accuracy", 2),
+                f"{row['declined']:.0%}" if "declined" in row else "–",
+            )
+            for row in attacks["results"]
+        ]
+        header = ("Model", "Attack", "Accuracy", "Declined as atypical")
+        tables.append(Table(f"{attacks['images']} attacked test images", header, rows))
+    else:
+        words.append(f"Not done: attacks ('{run.command('benchmark adversarial')}').")
+    numbers = {"corruptions": found, "attacks": attacks}
+    return Section("robustness", title, words, tables, panels, numbers=numbers)
+
+
+def _corruption_means(found: Mapping[str, Any]) -> Table:
+    """Each model's means over all corruptions."""
+    clean = found["conditions"][0]["models"]
+    rows = [
+        (
+            short(model),
+            f"{clean[model]['auc']:.3f}",
+            f"{values['mean_auc']:.3f}",
+            f"{values['mean_accuracy']:.3f}",
+            f"{values['mean_log_loss']:.3f}",
+            "–" if values["mean_corruption_error"] is None else f"{values['mean_corruption_error']:.2f}",
+        )
+        for model, values in found["summary"].items()
+    ]
+    header = ("Model", "AUC, clean", "AUC", "Accuracy", "Log loss", "Error, relative")
+    return Table("Means over all corruptions and severities", header, rows)
+
+
+def _corruption_kinds(found: Mapping[str, Any]) -> Table:
+    """The worst severity of every corruption: the model's AUC, its abstentions and its lead over each baseline."""
+    worst = max(found["severities"])
+    peers = found["baselines"]
+    rows = []
+    for row in found["conditions"]:
+        if row["severity"] == worst:
+            declined = "not judged" if row["declined"] is None else f"{row['declined']:.0%}"
+            leads = [
+                f"{estimate(row['against'][peer], 'auc_difference')}, p = "
+                f"{p_value(row['against'][peer]['auc_difference_p_holm'])}"
+                for peer in peers
+            ]
+            first = next(iter(row["models"].values()))
+            rows.append((row["kind"], f"{first['auc']:.3f}", declined, *leads))
+    header = ("Corruption", "AUC", "Declined", *(f"AUC minus that of {short(peer)}" for peer in peers))
+    caption = f"At severity {worst}; p-values are adjusted for the number of comparisons (Holm)"
+    return Table(caption, header, rows)
