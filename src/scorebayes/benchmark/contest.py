@@ -19,6 +19,7 @@ import torch
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.likelihood import Likelihood, PaperFlow
+from scorebayes.posterior import Posterior, bayes
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run, log_lik_table
 from scorebayes.score import Denoiser, ScoreModel
@@ -119,6 +120,12 @@ def score_for(run: Run, kind: str, log_snr_max: float | None = None) -> ScoreMod
     if log_snr_max is not None:
         noise = replace(noise, t_min=float(noise.time(torch.tensor(log_snr_max, dtype=torch.float64))))
     return ScoreModel(Denoiser(run.score.denoiser.net).eval(), noise)
+
+
+def at_its_word(table: LogLikTable) -> Posterior:
+    """The posterior of log-likelihoods as they are, at a uniform prior: any calibration with one weight keeps its order."""
+    n_classes = table.draws.shape[2]
+    return bayes(table, np.full(n_classes, -np.log(n_classes)))
 
 
 def some_images(images: ImageSet, n: int, seed: int) -> ImageSet:

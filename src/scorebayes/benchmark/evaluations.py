@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scorebayes.benchmark.contest import (
     Contestant,
+    at_its_word,
     paper_at_best,
     parts_folder,
     some_images,
@@ -152,9 +153,7 @@ def _calibrated(run: Run, test: LogLikTable, val: LogLikTable, passes: int) -> _
 def _as_it_is(table: LogLikTable, positive: int) -> _Point:
     """Log-likelihoods at their word, at a uniform prior."""
     table = table.usable()
-    n_classes = table.draws.shape[2]
-    prob = bayes(table, np.full(n_classes, -np.log(n_classes))).prob
-    return _Point(float(table.nfe.mean()), prob, table.labels, positive)
+    return _Point(float(table.nfe.mean()), at_its_word(table).prob, table.labels, positive)
 
 
 @dataclass(frozen=True)

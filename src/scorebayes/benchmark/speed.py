@@ -15,7 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorebayes.benchmark.contest import PAPER, Contestant, paper_at_best, score_for, some_images, take_turns
+from scorebayes.benchmark.contest import (
+    PAPER,
+    Contestant,
+    at_its_word,
+    paper_at_best,
+    score_for,
+    some_images,
+    take_turns,
+)
 from scorebayes.divergence import hutchinson
 from scorebayes.inputs import load_split
 from scorebayes.likelihood import PaperFlow
@@ -24,7 +32,6 @@ from scorebayes.metrics import auc_interval, delong, delong_test
 from scorebayes.posterior import bayes
 from scorebayes.run import Run, environment
 from scorebayes.score import Denoiser, training_loss
-from scorebayes.table import LogLikTable
 
 BATCH_CALL = 4  # images a network call where latency is measured in batches: the estimator's default
 OURS = "default"
@@ -76,7 +83,7 @@ def _speed_of(run: Run, images: int, literal_images: int) -> dict[str, Any]:
     truth = some.labels == positive
     log_odds = {
         OURS: bayes(tables[OURS], run.log_prior, run.calibration).log_odds[:, positive],
-        **{c.name: _raw_log_odds(tables[c.name], positive) for c in contestants[1:]},
+        **{c.name: at_its_word(tables[c.name]).log_odds[:, positive] for c in contestants[1:]},
     }
     auc = {name: _auc(truth[: len(values)], values) for name, values in log_odds.items()}
     difference = delong_test(truth, log_odds[OURS], log_odds[PAPER])
@@ -127,13 +134,6 @@ def _speed_of(run: Run, images: int, literal_images: int) -> dict[str, Any]:
         "seed": run.config.seed,
         "environment": environment(run.device),
     }
-
-
-def _raw_log_odds(table: LogLikTable, positive: int) -> NDArray[np.float64]:
-    """Log-odds at a uniform prior, taken at their word: any calibration with one weight keeps their order [N]."""
-    n_classes = table.draws.shape[2]
-    flat = np.full(n_classes, -np.log(n_classes))
-    return bayes(table, flat).log_odds[:, positive]
 
 
 def _auc(truth: NDArray[np.bool_], values: NDArray) -> dict[str, Any]:

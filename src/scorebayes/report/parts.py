@@ -144,9 +144,11 @@ def grouping_columns(table: pd.DataFrame) -> list[str]:
 
 
 def texts(column: pd.Series) -> pd.Series:
+    """Cells as text, empty where nothing is known."""
     return column.astype(object).where(column.notna(), "").astype(str)
 
 
 def not_evaluated(run: Run, key: str, title: str) -> Section:
+    """The section where the images were not evaluated, with the command that does it."""
     missing, command = "the images were not evaluated", run.command("evaluate", f"--split {run.split}")
     return Section(key, title, missing=missing, command=command)
