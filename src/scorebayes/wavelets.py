@@ -138,10 +138,13 @@ def fit_wavelets(
     known = labels >= 0
     parts = _parts(labels[known], np.asarray(patients)[known], seed)
     mixtures: dict[tuple[int, int], Mixtures] = {}
-    for cells in GRIDS:
-        features = on_grid(coefficients, cells, mirrored).numpy()
-        found = _fit(features, labels, parts, seed)
-        mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
+    # Clustering on one thread: the same sums everywhere. And no word of what its few rounds leave unsettled.
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for cells in GRIDS:
+            features = on_grid(coefficients, cells, mirrored).numpy()
+            found = _fit(features, labels, parts, seed)
+            mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
     return WaveletMixtures(mixtures, mirrored)
 
 
@@ -254,10 +257,7 @@ def _components(basis: _Basis, z: NDArray, y: NDArray, clusters: int, seed: int)
 
 def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
     """A number below ``wanted`` for every point; fewer clusters than that where points coincide."""
-    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed)
-    with threadpool_limits(1, "openmp"), warnings.catch_warnings():  # one thread: the same sums everywhere
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return means.fit_predict(points)
+    return KMeans(wanted, n_init=1, max_iter=20, random_state=seed).fit_predict(points)
 
 
 def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: _Parts, clusters: int, seed: int) -> _Choice:
