@@ -290,14 +290,19 @@ def page(
     results: Annotated[Path, typer.Option(help="Folder with the JSON files.")] = RESULTS,
     figures: Annotated[Path, typer.Option(help="Folder with the figures.")] = FIGURES,
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/benchmarks.md"),
+    readme: Annotated[
+        Path | None, typer.Option(help="File whose quoted tables are brought up to date.")
+    ] = None,
 ) -> None:
     """Tables and figures of all results as one Markdown page; what was not run is named with its command.
 
-    Example: scorebayes benchmark page
+    Example: scorebayes benchmark page --readme README.md
     """
-    from scorebayes.benchmark.page import write_page
+    from scorebayes.benchmark.page import quote_glance, write_page
 
     typer.echo(f"written: {write_page(results, figures, out)}")
+    if readme:
+        typer.echo(f"up to date: {quote_glance(out, readme)}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,9 @@ ABSENT = "–"
 
 INTRODUCTION = """# Benchmarks
 
-Written by `scorebayes benchmark page` from the files in `benchmarks/results/`; changes by hand are lost. All choices were
-made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over the seeds, and in
-brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images). "ECE by
+Written by `scorebayes benchmark page --readme README.md` from the files in `benchmarks/results/`; changes by hand are lost.
+All choices were made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over
+the seeds, and in brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images). "ECE by
 chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
 
 Ours: `scorebayes-generative`, the class score of the pixels with the default evaluations per class (20, antithetic and with
@@ -130,6 +131,25 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "\n\n".join(parts) + "\n")
     return out
+
+
+def quote_glance(page: Path, readme: Path) -> Path:
+    """Bring the tables that README quotes up to date: those whose first column has the name of one under "At a glance".
+
+    page: as written by ``write_page``. Returns ``readme``.
+    """
+    glance = page.read_text(encoding="utf-8").partition("## At a glance")[2].partition("\n## ")[0]
+    tables = {_first_column(table): table for table in _TABLE.findall(glance)}
+    text = readme.read_text(encoding="utf-8")
+    write_atomically(readme, _TABLE.sub(lambda found: tables.get(_first_column(found[0]), found[0]), text))
+    return readme
+
+
+_TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+
+
+def _first_column(table: str) -> str:
+    return table.split("|", 2)[1].strip()
 
 
 def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[str]:
