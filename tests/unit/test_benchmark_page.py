@@ -157,9 +157,8 @@ def test_the_committed_page_is_up_to_date_and_readme_quotes_its_glance(tmp_path)
     shutil.copytree(project / "benchmarks", tmp_path / "benchmarks")
     folders = [tmp_path / "benchmarks" / name for name in ("results", "figures")]
     page = write_page(*folders, tmp_path / "docs" / "benchmarks.md")
-    assert page.read_text() == (project / "docs" / "benchmarks.md").read_text(), (
-        "run 'scorebayes benchmark page --readme README.md'"
-    )
+    hint = "run 'scorebayes benchmark page --readme README.md'"
+    assert page.read_text() == (project / "docs" / "benchmarks.md").read_text(), hint
     quoted = (project / "README.md").read_text()
     number = re.compile(r"\d\.\d{3}")
     stale = tmp_path / "README.md"
@@ -167,6 +166,4 @@ def test_the_committed_page_is_up_to_date_and_readme_quotes_its_glance(tmp_path)
         "".join(number.sub("?", row) if row[0] == "|" else row for row in quoted.splitlines(True))
     )
     assert stale.read_text().count("?") > 100
-    assert quote_glance(page, stale).read_text() == quoted, (
-        "run 'scorebayes benchmark page --readme README.md'"
-    )
+    assert quote_glance(page, stale).read_text() == quoted, hint

@@ -76,16 +76,16 @@ INTRODUCTION = """# Benchmarks
 
 Written by `scorebayes benchmark page --readme README.md` from the files in `benchmarks/results/`; changes by hand are lost.
 All choices were made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over
-the seeds, and in brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several images). "ECE by
-chance" is the calibration error to expect of the same probabilities were they right: what chance alone gives.
+the seeds, and in brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several
+images). "ECE by chance" is the calibration error to expect of the same probabilities were they right: what chance alone
+gives.
 
 Ours: `scorebayes-generative`, the class score of the pixels with the default evaluations per class (20, antithetic and with
 one chosen noise for all images) and the Gaussian mixtures of the wavelet coefficients
 ([decision 0018](decisions/0018-mixtures-of-wavelets.md));
 `scorebayes-pixels-alone` and `scorebayes-wavelets-alone`, its two parts, each calibrated by itself;
-`scorebayes-generative-64`, both parts, 64 evaluations. None has any discriminative term. Where a curve has no
-column of the parts it is older than the wavelets: ours is the pixels alone there, with 16 independent evaluations. A model
-with a date behind its name was kept as it had been measured. `scorebayes-with-resnet18` is the mean log-odds of the
+`scorebayes-generative-64`, both parts, 64 evaluations. None has any discriminative term. A model with a date behind its name
+was kept as it had been measured. `scorebayes-with-resnet18` is the mean log-odds of the
 generative posterior (of 64 evaluations; in the curves, of the default) and of the ResNet-18; `scorebayes-best`, the best of
 ours on validation, that with the two baselines that have the lowest log-loss on validation images; its control,
 `two-baselines`, that of the two alone. `-ensemble`: the mean log-posterior of the seeds."""
