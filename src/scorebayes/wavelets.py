@@ -16,6 +16,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from scipy.special import log_softmax
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from scorebayes.checkpoint import write_atomically
@@ -138,13 +139,10 @@ def fit_wavelets(
     known = labels >= 0
     parts = _parts(labels[known], np.asarray(patients)[known], seed)
     mixtures: dict[tuple[int, int], Mixtures] = {}
-    # Clustering on one thread: the same sums everywhere. And no word of what its few rounds leave unsettled.
-    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for cells in GRIDS:
-            features = on_grid(coefficients, cells, mirrored).numpy()
-            found = _fit(features, labels, parts, seed)
-            mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
+    for cells in GRIDS:
+        features = on_grid(coefficients, cells, mirrored).numpy()
+        found = _fit(features, labels, parts, seed)
+        mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
     return WaveletMixtures(mixtures, mirrored)
 
 
@@ -257,7 +255,17 @@ def _components(basis: _Basis, z: NDArray, y: NDArray, clusters: int, seed: int)
 
 def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
     """A number below ``wanted`` for every point; fewer clusters than that where points coincide."""
-    return KMeans(wanted, n_init=1, max_iter=20, random_state=seed).fit_predict(points)
+    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed)
+    one_thread = _thread_pools().limit(limits=1, user_api="openmp")  # the same sums everywhere
+    with one_thread, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return means.fit_predict(points)
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Those of the process; to look for them takes as long as a small clustering."""
+    return ThreadpoolController()
 
 
 def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: _Parts, clusters: int, seed: int) -> _Choice:
