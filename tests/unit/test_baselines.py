@@ -123,6 +123,21 @@ def test_networks_take_images_of_any_size_and_show_a_map_of_features(name, side,
     assert torch.autograd.grad(logits[0, 0], x)[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("side", [28, 50, 97])
+def test_padding_in_the_convolutions_leaves_efficientnet_what_it_is(side, monkeypatch):
+    make = BASELINES["efficientnet-b0"].make
+    ours = make(side, 1, 2).eval()
+    monkeypatch.setattr(network, "_pad_in_convolution", lambda net: None)
+    monai = make(side, 1, 2).eval()
+    monai.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 1, side, side)
+    torch.testing.assert_close(ours(x), monai(x), rtol=1e-4, atol=1e-4)
+    before, after = (
+        sum(isinstance(part, nn.ConstantPad2d) for part in net.modules()) for net in (monai, ours)
+    )
+    assert after <= 4 < before  # where the padding is uneven, it stays
+
+
 def test_the_cost_of_a_step_is_three_forward_passes_of_the_batch(run):
     forward = SIDE * SIDE * 9 * 8 + 32 * 2  # multiply-adds of the convolution and of the last layer
     assert LITTLE.step_cost(run) == 3 * run.config.train.batch * forward
