@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from scorebayes import metrics
 from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.metrics import intervals, weighted
 
 
 def two_classes(n=300, shift=1.5, seed=0):
@@ -237,7 +238,7 @@ def test_the_clustered_bootstrap_has_the_standard_error_of_a_mean_of_patients():
 def test_the_bootstrap_in_blocks_equals_the_bootstrap_at_once(monkeypatch):
     labels, prob = two_classes(50)
     whole = metrics.classification_metrics(labels, prob, n_bootstrap=200)
-    monkeypatch.setattr(metrics, "_CHUNK", 50 * 7)
+    monkeypatch.setattr(intervals, "CHUNK", 50 * 7)
     blocks = metrics.classification_metrics(labels, prob, n_bootstrap=200)
     assert [blocks[n] for n in ("mcc_ci95", "log_loss_ci95", "calibration_slope_ci95")] == [
         pytest.approx(whole[n], abs=1e-6) for n in ("mcc_ci95", "log_loss_ci95", "calibration_slope_ci95")
@@ -269,12 +270,12 @@ def test_clustered_intervals_cover_the_true_auc_and_intervals_for_independent_ca
         person, image = rng.normal(size=100)[patients], rng.normal(size=200)
         score = 1.2 * labels + np.sqrt(0.8) * person + np.sqrt(0.2) * image
         draws = metrics.clustered_bootstrap(
-            lambda w, score=score: metrics._auc(*metrics._curve(labels == 1, score, w)),
+            lambda w, score=score: weighted.auc(*weighted.cases_by_score(labels == 1, score, w)),
             patients.tolist(),
             n_bootstrap=200,
             seed=repetition,
         )
-        low, high = metrics._percentiles(draws)
+        low, high = intervals.percentiles(draws)
         covered += low <= truth <= high
         low, high = metrics.auc_interval(labels, score)
         naive += low <= truth <= high

@@ -84,10 +84,11 @@ Ours: `scorebayes-generative`, the class score of the pixels with the default ev
 one chosen noise for all images) and the Gaussian mixtures of the wavelet coefficients
 ([decision 0018](decisions/0018-mixtures-of-wavelets.md));
 `scorebayes-pixels-alone` and `scorebayes-wavelets-alone`, its two parts, each calibrated by itself;
-`scorebayes-generative-64`, both parts, 64 evaluations. None has any discriminative term. A model with a date behind its
-name was kept as it had been measured. `scorebayes-with-resnet18` is the mean log-odds of the generative posterior (of 64 evaluations; in the curves, of the default) and of the ResNet-18; `scorebayes-best`, the best of
-ours on validation, that with the two baselines that have the lowest log-loss on validation images; its control,
-`two-baselines`, that of the two alone. `-ensemble`: the mean log-posterior of the seeds."""
+`scorebayes-generative-64`, both parts, 64 evaluations. None has any discriminative term. A model with a date behind its name
+was kept as it had been measured. `scorebayes-with-resnet18` is the mean log-odds of the generative posterior (of 64
+evaluations; in the curves, of the default) and of the ResNet-18; `scorebayes-best`, the best of ours on validation, that
+with the two baselines that have the lowest log-loss on validation images; its control, `two-baselines`, that of the two
+alone. `-ensemble`: the mean log-posterior of the seeds."""
 
 CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
 
