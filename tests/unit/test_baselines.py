@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from scorebayes.baselines import (
     BASELINES,
     Baseline,
+    architectures,
     fit_baseline,
     network,
     open_baseline,
@@ -127,7 +128,7 @@ def test_networks_take_images_of_any_size_and_show_a_map_of_features(name, side,
 def test_padding_in_the_convolutions_leaves_efficientnet_what_it_is(side, monkeypatch):
     make = BASELINES["efficientnet-b0"].make
     ours = make(side, 1, 2).eval()
-    monkeypatch.setattr(network, "_pad_in_convolution", lambda net: None)
+    monkeypatch.setattr(architectures, "_pad_in_convolution", lambda net: None)
     monai = make(side, 1, 2).eval()
     monai.load_state_dict(ours.state_dict())
     x = torch.randn(2, 1, side, side)

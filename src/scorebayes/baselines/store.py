@@ -19,10 +19,11 @@ import pandas as pd
 import safetensors.torch
 from scipy.special import softmax
 
+from scorebayes.baselines.architectures import densenet121, efficientnet_b0, resnet, vit
 from scorebayes.baselines.base import Baseline, Kind, calibrate, raw_logits
 from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
-from scorebayes.baselines.network import Network, densenet121, efficientnet_b0, resnet, vit
+from scorebayes.baselines.network import Network
 from scorebayes.calibrate import Calibration
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError
