@@ -10,14 +10,15 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from scorebayes.errors import ConfigError
 
@@ -109,6 +110,33 @@ class Checkpoints:
     def _rewrite(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
         entries = json.loads(self._manifest.read_text()) if self._manifest.exists() else []
         write_atomically(self._manifest, json.dumps(change(entries), indent=1))
+
+
+def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What training needs to go on: tensors named ``<module>.<weight>`` and ``optimizer.<parameter>.<moment>``."""
+    tensors = {
+        f"{name}.{key}": of for name, module in modules.items() for key, of in module.state_dict().items()
+    }
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{moment}": of for moment, of in moments.items()}
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+) -> None:
+    """Give modules and optimiser what ``pack`` took of them. RuntimeError where it was of other modules."""
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = value
+    for name, module in modules.items():
+        module.load_state_dict(parts[name])
+    state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in parts["optimizer"].items():
+        index, _, moment = name.partition(".")
+        state[int(index)][moment] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from scorebayes.augment import augment
 from scorebayes.calibrate import fit_calibration
-from scorebayes.checkpoint import KEPT_STATES
+from scorebayes.checkpoint import KEPT_STATES, pack, unpack
 from scorebayes.config import TrainConfig
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, DataError, NumericalError
@@ -55,6 +55,11 @@ class _State:
     @property
     def averaged(self) -> Denoiser:
         return cast(Denoiser, self.average.module)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """By their names in a checkpoint."""
+        return {"model": self.denoiser, "average": self.average}
 
 
 def fit(run: Run, train: ImageSet, val: ImageSet) -> None:
@@ -360,12 +365,8 @@ def _save(run: Run, state: _State, val_log_loss: float) -> None:
         run.checkpoints.keep(
             "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
         )
-    tensors = {f"model.{k}": v for k, v in state.denoiser.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
-    for index, slots in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
     run.checkpoints.save(
-        "state", state.step, tensors,
+        "state", state.step, pack(state.modules, state.optimizer),
         seconds=state.seconds, rate_factor=state.rate_factor, rollbacks=state.rollbacks,
     )  # fmt: skip
     run.checkpoints.keep("state", lambda entries: sorted(entries, key=lambda e: e["step"])[-KEPT_STATES:])
@@ -378,23 +379,13 @@ def _restore(run: Run, state: _State) -> _State:
     if found is None:
         return state
     entry, tensors = found
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
     try:
-        state.denoiser.load_state_dict(part("model."))
-        state.average.load_state_dict(part("average."))
+        unpack(tensors, state.modules, state.optimizer)
     except RuntimeError as error:  # torch's word for names and shapes that differ
         raise ConfigError(
             f"{run.checkpoints.folder / entry['file']}: not the weights and averaged weights of this network.",
             "Delete the file and its entry in manifest.json to go on from the one before, or train again.",
         ) from error
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("optimizer.").items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = value
-    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": slots})
     state.step, state.seconds = entry["step"], entry["seconds"]
     state.rate_factor, state.rollbacks = entry["rate_factor"], entry["rollbacks"]
     return state

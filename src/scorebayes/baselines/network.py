@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scorebayes.augment import CODE_LENGTH, augment
 from scorebayes.baselines.base import Fitted, Kind, calibrate, raw_logits
-from scorebayes.checkpoint import Checkpoints, write_atomically
+from scorebayes.checkpoint import Checkpoints, pack, unpack, write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.progress import progress_bar
@@ -234,6 +234,11 @@ class _Training:
         return cast(nn.Module, self.average.module)
 
     @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """By their names in a checkpoint."""
+        return {"net": self.net, "average": self.average}
+
+    @property
     def log_prior(self) -> np.ndarray:
         """Of the classes in the batches [Y]."""
         n = len(self.rows_of_class)
@@ -306,12 +311,8 @@ class _Training:
         checkpoints.keep(
             "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
         )
-        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
         checkpoints.save(
-            "state", self.step, tensors,
+            "state", self.step, pack(self._modules, self.optimizer),
             seconds=self.seconds, setting=asdict(self.setting), steps=self.steps,
         )  # fmt: skip
         checkpoints.keep("state", lambda entries: [max(entries, key=lambda e: e["step"])])
@@ -324,15 +325,5 @@ class _Training:
                 shutil.rmtree(checkpoints.folder)
             return
         entry, tensors = found
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = value
-        self.net.load_state_dict(parts["net"])
-        self.average.load_state_dict(parts["average"])
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
+        unpack(tensors, self._modules, self.optimizer)
         self.step, self.seconds = entry["step"], entry["seconds"]
