@@ -372,7 +372,7 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
             axes.minorticks_off()
             axes.grid(alpha=0.3)
         left.legend(fontsize=8)
-        if len(measured["models"]) > 1:
+        if right.get_legend_handles_labels()[0]:  # ours has a rival
             right.legend(fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
