@@ -362,9 +362,7 @@ def _save(run: Run, state: _State, val_log_loss: float) -> None:
     """The averaged weights (unless training was interrupted between validations) and all that resuming needs."""
     if math.isfinite(val_log_loss):
         run.checkpoints.save("step", state.step, state.averaged.state_dict(), val_log_loss=val_log_loss)
-        run.checkpoints.keep(
-            "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
-        )
+        run.checkpoints.keep("step", lambda _: [run.checkpoints.best()])
     run.checkpoints.save(
         "state", state.step, pack(state.modules, state.optimizer),
         seconds=state.seconds, rate_factor=state.rate_factor, rollbacks=state.rollbacks,

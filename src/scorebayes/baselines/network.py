@@ -234,7 +234,7 @@ class _Training:
         return cast(nn.Module, self.average.module)
 
     @property
-    def _modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """By their names in a checkpoint."""
         return {"net": self.net, "average": self.average}
 
@@ -308,11 +308,9 @@ class _Training:
         """The averaged weights, where they are the best so far, and all that resuming needs."""
         averaged = self.averaged.state_dict()
         checkpoints.save("step", self.step, averaged, val_log_loss=val_log_loss)
-        checkpoints.keep(
-            "step", lambda entries: [min(entries, key=lambda e: (e["val_log_loss"], -e["step"]))]
-        )
+        checkpoints.keep("step", lambda _: [checkpoints.best()])
         checkpoints.save(
-            "state", self.step, pack(self._modules, self.optimizer),
+            "state", self.step, pack(self.modules, self.optimizer),
             seconds=self.seconds, setting=asdict(self.setting), steps=self.steps,
         )  # fmt: skip
         checkpoints.keep("state", lambda entries: [max(entries, key=lambda e: e["step"])])
@@ -325,5 +323,5 @@ class _Training:
                 shutil.rmtree(checkpoints.folder)
             return
         entry, tensors = found
-        unpack(tensors, self._modules, self.optimizer)
+        unpack(tensors, self.modules, self.optimizer)
         self.step, self.seconds = entry["step"], entry["seconds"]

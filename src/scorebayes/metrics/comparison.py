@@ -31,14 +31,13 @@ def compare(
     a, b = positive_column(prob, positive), positive_column(prob_other, positive)
     if truth.all() or not truth.any():
         return {"auc_difference": None, "auc_difference_reason": "only one class is present"}
-    clusters = None if groups is None else patient_numbers(groups)
-    if clusters is None or int(clusters.max()) + 1 == len(truth):
+    if groups is None or int(patient_numbers(groups).max()) + 1 == len(truth):
         test, method = delong_test(truth, a, b), "DeLong"
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             draws = clustered_bootstrap(
                 lambda w: auc(*cases_by_score(truth, a, w)) - auc(*cases_by_score(truth, b, w)),
-                list(clusters),
+                groups,
                 n_bootstrap=n_bootstrap,
                 seed=seed,
             )

@@ -60,7 +60,8 @@ def classification_metrics(
     """
     sample = _Sample.checked(labels, prob, positive, threshold)
     clusters = None if groups is None else patient_numbers(groups)
-    clustered = clusters is not None and int(clusters.max(initial=-1)) + 1 < sample.n
+    n_patients = None if clusters is None else int(clusters.max(initial=-1)) + 1
+    clustered = n_patients is not None and n_patients < sample.n
     with np.errstate(divide="ignore", invalid="ignore"):
         undefined = sample.undefined()
         point = {name: float(value[0]) for name, value in sample.statistics(np.ones((1, sample.n))).items()}
@@ -68,7 +69,7 @@ def classification_metrics(
 
     out: Metrics = {
         "n": sample.n,
-        "n_patients": None if clusters is None else int(clusters.max(initial=-1)) + 1,
+        "n_patients": n_patients,
         "prevalence": float(np.mean(sample.labels == positive)) if sample.n else None,
     }
     for name, value in point.items():
