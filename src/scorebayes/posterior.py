@@ -45,6 +45,11 @@ class Posterior:
         return distance < std_errors * self.log_odds_std_error[:, positive]
 
 
+def uniform_log_prior(n_classes: int) -> NDArray[np.float64]:
+    """log p(y) [Y] of classes that are equally frequent."""
+    return np.full(n_classes, -np.log(n_classes))
+
+
 def bayes(table: LogLikTable, log_prior: NDArray, calibration: Calibration | None = None) -> Posterior:
     """Posterior from log-likelihoods and prior.
 

@@ -38,7 +38,7 @@ from scorebayes.draws import Draws
 from scorebayes.errors import ConfigError
 from scorebayes.likelihood import Likelihood
 from scorebayes.pooling import Pooling
-from scorebayes.posterior import prior_log_odds
+from scorebayes.posterior import prior_log_odds, uniform_log_prior
 from scorebayes.score import Denoiser, Score, ScoreModel
 from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
@@ -195,9 +195,8 @@ class Run:
 
     def log_prior_of(self, prior: PriorConfig) -> NDArray[np.float64]:
         """log p(y) [Y] of any prior. ConfigError where it is none for the classes of this run."""
-        n_classes = len(self.facts.classes)
         if prior.kind == "uniform":
-            return np.full(n_classes, -np.log(n_classes))
+            return uniform_log_prior(len(self.facts.classes))
         if prior.kind == "train":
             return self.facts.log_shares
         require_prior(prior, self.facts.classes)

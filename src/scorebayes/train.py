@@ -34,6 +34,7 @@ from scorebayes.errors import ConfigError, DataError, NumericalError
 from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run, log_lik_table
+from scorebayes.schedule import average_decay, rate_share
 from scorebayes.score import Denoiser, ScoreModel, hybrid_loss, training_loss
 
 MAX_ROLLBACKS = 3
@@ -301,12 +302,11 @@ def draw_log_snr(
 
 
 def _rate(state: _State, config: TrainConfig) -> float:
-    """Learning rate: linear warm-up, then a cosine to zero over whichever budget is nearer its end."""
+    """Learning rate, over whichever budget is nearer its end."""
     done = state.step / config.steps
     if config.minutes is not None:
         done = max(done, state.seconds / (60 * config.minutes))
-    warm = min(1.0, (state.step + 1) / max(1, config.warmup))
-    return state.rate_factor * config.lr * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return state.rate_factor * config.lr * rate_share(state.step, config.warmup, min(1.0, done))
 
 
 def _finished(state: _State, config: TrainConfig) -> bool:
@@ -330,9 +330,7 @@ def _new_state(run: Run) -> _State:
         _start_from(denoiser, start, run.facts.classes)
 
     def blend(average: Any, current: Any, n_averaged: Any) -> None:
-        # A short memory at first, so that the average does not hang on to the start.
-        decay = min(config.ema, (1 + float(n_averaged)) / (10 + float(n_averaged)))
-        torch._foreach_lerp_(average, current, 1 - decay)
+        torch._foreach_lerp_(average, current, 1 - average_decay(config.ema, int(n_averaged)))
 
     average = AveragedModel(denoiser, multi_avg_fn=blend)
     optimizer = torch.optim.AdamW(

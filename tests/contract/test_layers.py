@@ -35,7 +35,7 @@ LAYERS = [
         "heat",
     ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
-    ["appearance", "table", "spreadsheet", "noise", "draws", "scattering", "progress"],
+    ["appearance", "table", "spreadsheet", "noise", "draws", "scattering", "progress", "schedule"],
     ["errors"],
 ]
 NO_TORCH = [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scorebayes.baselines.base import Fitted, Kind, calibrate
 from scorebayes.data.load import ImageSet
+from scorebayes.posterior import uniform_log_prior
 from scorebayes.run import Run
 
 CELLS = 7  # along a side, about
@@ -39,7 +40,7 @@ class HogSvm(Kind):
         f, f_val = (_features(run.standardise(part.images).numpy()) for part in (train, val))
         unit = 1 / (f.shape[1] * float(f.var()))
         n_classes = len(run.facts.classes)
-        log_prior = np.full(n_classes, -np.log(n_classes))  # classes are weighted alike
+        log_prior = uniform_log_prior(n_classes)  # classes are weighted alike
         tried: list[dict[str, Any]] = []
         best, lowest = None, np.inf
         for strength, width in product(STRENGTHS, WIDTHS):

@@ -31,8 +31,10 @@ from scorebayes.baselines.base import Fitted, Kind, calibrate, raw_logits
 from scorebayes.checkpoint import Checkpoints, pack, unpack, write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.posterior import uniform_log_prior
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run
+from scorebayes.schedule import average_decay, rate_share
 from scorebayes.score import Denoiser
 from scorebayes.train import draw_rows, step_seed, validation_images
 
@@ -242,7 +244,7 @@ class _Training:
     def log_prior(self) -> np.ndarray:
         """Of the classes in the batches [Y]."""
         n = len(self.rows_of_class)
-        return np.full(n, -np.log(n)) if self.run.config.train.balance else self.run.facts.log_shares
+        return uniform_log_prior(n) if self.run.config.train.balance else self.run.facts.log_shares
 
     def validations(self, val: ImageSet, title: str, times: int) -> Iterator[float]:
         """Train to the end; yields the cross-fitted validation log-loss, in nats, so many times, on as many images as the
@@ -289,15 +291,11 @@ class _Training:
         return loss.item()
 
     def _rate(self) -> float:
-        """Linear warm-up (a tenth of the steps at most), then a cosine to zero."""
         warmup = min(self.run.config.train.warmup, self.steps // 10)
-        warm = min(1.0, (self.step + 1) / max(1, warmup))
-        return self.setting.lr * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        return self.setting.lr * rate_share(self.step, warmup, self.step / self.steps)
 
     def _blend(self, average: Any, current: Any, n_averaged: Any) -> None:
-        # A short memory at first, so that the average does not hang on to the start.
-        n = float(n_averaged)
-        decay = min(self.run.config.train.ema, (1 + n) / (10 + n))
+        decay = average_decay(self.run.config.train.ema, int(n_averaged))
         for mean, value in zip(average, current, strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - decay)

@@ -19,7 +19,7 @@ import torch
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.likelihood import Likelihood, PaperFlow
-from scorebayes.posterior import Posterior, bayes
+from scorebayes.posterior import Posterior, bayes, uniform_log_prior
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run, log_lik_table
 from scorebayes.score import Denoiser, ScoreModel
@@ -124,8 +124,7 @@ def score_for(run: Run, kind: str, log_snr_max: float | None = None) -> ScoreMod
 
 def at_its_word(table: LogLikTable) -> Posterior:
     """The posterior of log-likelihoods as they are, at a uniform prior: any calibration with one weight keeps its order."""
-    n_classes = table.draws.shape[2]
-    return bayes(table, np.full(n_classes, -np.log(n_classes)))
+    return bayes(table, uniform_log_prior(table.draws.shape[2]))
 
 
 def some_images(images: ImageSet, n: int, seed: int) -> ImageSet:
