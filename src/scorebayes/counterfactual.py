@@ -74,7 +74,7 @@ def counterfactual(
     score = run.score.in_float32()
     way = _way(score, log_snr, steps)
     scale = float((1 + (2 * way[0]).exp()).sqrt())
-    noised = _carry(score, x.double().cpu() / scale, source, way)
+    noised = _carry(score, x.cpu().double() / scale, source, way)
     same = _carry(score, noised, source, way.flip(0)) * scale
     changed = _carry(guide(score, guidance), noised, target, way.flip(0)) * scale
     there_and_back = torch.cat([same, changed])
@@ -82,7 +82,7 @@ def counterfactual(
         raise NumericalError(
             f"the counterfactual of {key} is not finite.", "Take more steps or a higher log-SNR."
         )
-    change = (there_and_back - x.double().cpu()).numpy() * run.facts.std
+    change = (there_and_back - x.cpu().double()).numpy() * run.facts.std
     other = there_and_back[1:].float()
     posterior = bayes(
         run.log_lik(other, [key]), run.log_prior if log_prior is None else log_prior, run.calibration

@@ -165,7 +165,7 @@ def integrated_gradients(value: Callable[[Tensor], Tensor], x: Tensor, steps: in
         for u in ((np.arange(steps) + 0.5) / steps).tolist():
             image = (u**2 * x).requires_grad_(True)
             total += 2 * u * torch.autograd.grad(value(image), image)[0]
-    return (x * total / steps)[0].sum(0).double().cpu().numpy()
+    return (x * total / steps)[0].sum(0).cpu().double().numpy()
 
 
 def _std_error(draws: list[list[float]]) -> float:

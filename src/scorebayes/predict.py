@@ -100,7 +100,7 @@ def predict_files(
                 shown.append(x)
                 if beside:
                     with torch.no_grad():
-                        asked.append(np.stack([b.logits(x).double().cpu().numpy() for b in beside]))
+                        asked.append(np.stack([b.logits(x).cpu().double().numpy() for b in beside]))
             advance(row + 1, "")
     frame = pd.DataFrame({"file": [str(path) for path in files], "warning": warnings})
     if tables:

@@ -77,12 +77,14 @@ class Denoiser(nn.Module):
     def _precondition(
         self, z: Tensor, log_snr: Tensor, net: Callable[[Tensor, Tensor], Tensor], extra_dims: int = 0
     ) -> Tensor:
-        """The one cast: states come in float64 on the CPU, the network works in its own dtype on its own device."""
+        """The one cast: states come in float64 on the CPU, the network works in its own dtype on its own device. The dtype
+        changes on the CPU, both ways: MPS has no float64."""
         device = next(self.net.parameters()).device
         ratio = (-0.5 * log_snr).exp().to(z)[:, None, None, None]
         norm = (1 + ratio.square()).rsqrt()
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            out = net((norm * z).to(device, torch.float32), (0.25 * log_snr).to(device, torch.float32)).to(z)
+            out = net((norm * z).float().to(device), (0.25 * log_snr).float().to(device))
+        out = out.to(z.device).to(z.dtype)
         for _ in range(extra_dims):
             z, ratio, norm = z[:, None], ratio[:, None], norm[:, None]
         return norm.square() * z + ratio * norm * out

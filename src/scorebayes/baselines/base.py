@@ -8,6 +8,7 @@ evidence for the classes, without the class shares. They take the way of the cla
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,9 +44,13 @@ class Fitted:
 
 
 class Kind(abc.ABC):
-    """A kind of discriminative classifier."""
+    """A kind of discriminative classifier.
+
+    on_cpu: it computes in float64, which not every device has, or by scikit-learn, and stays on the CPU.
+    """
 
     title: str
+    on_cpu = False
     feature_layer: str | None = (
         None  # the module whose output [B, F, h, w] is the last map of features, if there is one
     )
@@ -73,7 +78,7 @@ class Baseline:
         self, run: Run, kind: Kind, net: nn.Module, calibration: Calibration, record: dict[str, Any]
     ) -> None:
         self.run = run
-        self.net = net.to(run.device).eval()
+        self.net = net.to("cpu" if kind.on_cpu else run.device).eval()
         self.calibration = calibration
         self.record = record
         self.feature_layer = None if kind.feature_layer is None else net.get_submodule(kind.feature_layer)
@@ -83,7 +88,7 @@ class Baseline:
 
         Differentiable with respect to ``x`` where ``net`` is (all but HOG and SVM).
         """
-        raw = self.net(x.to(self.run.device))
+        raw = self.net(x.to(_device(self.net)))
         offset = torch.from_numpy(self.calibration.bias + self.run.log_prior)
         return float(self.calibration.weights[0]) * raw + offset.to(raw)
 
@@ -98,12 +103,16 @@ class Baseline:
 
 def raw_logits(run: Run, net: nn.Module, images: ImageSet) -> NDArray[np.float64]:
     """Logits of prepared images [N, Y], in float32 and in batches."""
-    parts = []
+    parts, device = [], _device(net)
     with torch.no_grad():
         for start in range(0, len(images), IMAGES_AT_A_TIME):
             x = run.standardise(images.images[start : start + IMAGES_AT_A_TIME])
-            parts.append(net(x.to(run.device)).double().cpu().numpy())
+            parts.append(net(x.to(device)).cpu().double().numpy())
     return np.concatenate(parts)
+
+
+def _device(net: nn.Module) -> torch.device:
+    return next(itertools.chain(net.parameters(), net.buffers())).device
 
 
 def score_table(logits: NDArray, keys: Sequence[str], labels: NDArray) -> LogLikTable:

@@ -29,6 +29,7 @@ class HogSvm(Kind):
     """Dalal & Triggs 2005, with radial kernels; C and gamma are those of lowest validation log-loss after calibration."""
 
     title = "HOG and SVM"
+    on_cpu = True
 
     def build(self, run: Run) -> nn.Module:
         prepare, n_train = run.config.prepare, sum(run.facts.train_counts)
@@ -89,8 +90,7 @@ class _Machines(nn.Module):
         return kernel @ self.dual.numpy() + self.bias.numpy()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.cpu()  # scikit-learn computes there
-        return torch.from_numpy(self.decide(_features(x.cpu().numpy())))
+        return torch.from_numpy(self.decide(_features(x.numpy())))
 
 
 def _features(x: NDArray) -> NDArray[np.float32]:

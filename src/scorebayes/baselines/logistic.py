@@ -26,6 +26,7 @@ class Logistic(Kind):
     """Multinomial logistic regression; the strength of regularisation (C) is the one of lowest validation log-loss."""
 
     title = "logistic regression on pixels"
+    on_cpu = True
 
     def build(self, run: Run) -> nn.Module:
         prepare = run.config.prepare

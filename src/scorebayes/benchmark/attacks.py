@@ -50,7 +50,7 @@ class PeerTarget:
         self.baseline = baseline
 
     def logits(self, x: Tensor, key: str) -> Tensor:
-        return self.baseline.logits(x.float())[0].double().cpu()
+        return self.baseline.logits(x.float())[0].cpu().double()
 
     def prob(self, images: ImageSet) -> NDArray[np.float64]:
         return self.baseline.prob(images)

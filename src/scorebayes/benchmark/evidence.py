@@ -158,7 +158,7 @@ def deletion_test(
     mean = torch.from_numpy(_mean_image(run))
     judges: dict[str, Judge] = {
         "scorebayes": lambda x, key: _posterior(run, x, key),
-        NETWORK: lambda x, _: torch.softmax(_no_grad(baseline.logits, x).double(), 1).cpu().numpy(),
+        NETWORK: lambda x, _: torch.softmax(_no_grad(baseline.logits, x).cpu().double(), 1).numpy(),
     }
     curves: dict[str, dict[str, dict[str, list[NDArray]]]] = {}
     for row, record in enumerate(test.records):
@@ -254,7 +254,7 @@ def grad_cam(logits: Callable[[Tensor], Tensor], layer: nn.Module, x: Tensor, ta
         handle.remove()
     cam = (slope.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1, keepdim=True).relu()
     cam = F.interpolate(cam, size=x.shape[2:], mode="bilinear", align_corners=False)
-    return cam[0, 0].double().cpu().numpy()
+    return cam[0, 0].cpu().double().numpy()
 
 
 def _log_odds(logits: Tensor, target: int) -> Tensor:

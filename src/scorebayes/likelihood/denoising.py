@@ -194,7 +194,7 @@ class DenoisingBound:
             np.arange(len(level)), log_snr, np.zeros(len(level), dtype=bool), np.ones(len(level))
         )
         gain = noise.white_errors(x, log_snr)[..., None] - noise.squared_errors(score, x, once)
-        pixels = x.double().cpu().flatten(1)
+        pixels = x.cpu().double().flatten(1)
         white = -0.5 * (pixels.square().sum(1) + pixels.shape[1] * math.log(2 * math.pi))
         nats = white.numpy()[:, None] + 0.5 * gain / density.T.numpy()[..., None]
         return _log_prob(nats, log_snr, level, self.kind)
