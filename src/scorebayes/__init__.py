@@ -6,6 +6,8 @@
     table = run.log_lik(x, keys=["case"])
     post  = scorebayes.bayes(table, run.log_prior, run.calibration)
 
+    model = scorebayes.ScoreBayesClassifier().fit(images, labels)  # as scikit-learn knows a classifier
+
 Names are imported when first used, so that ``import scorebayes`` and the command line start quickly.
 """
 
@@ -20,15 +22,17 @@ if TYPE_CHECKING:
     from scorebayes.data import open_source, read_image
     from scorebayes.posterior import bayes
     from scorebayes.run import open_run
+    from scorebayes.sklearn import ScoreBayesClassifier
 
 _PLACES = {
+    "ScoreBayesClassifier": "scorebayes.sklearn",
     "bayes": "scorebayes.posterior",
     "open_run": "scorebayes.run",
     "open_source": "scorebayes.data",
     "read_image": "scorebayes.data",
 }
 
-__all__ = ["__version__", "bayes", "open_run", "open_source", "read_image"]
+__all__ = ["ScoreBayesClassifier", "__version__", "bayes", "open_run", "open_source", "read_image"]
 
 
 def __getattr__(name: str) -> Any:

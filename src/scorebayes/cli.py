@@ -45,7 +45,8 @@ Estimator = Annotated[
     ),
 ]
 _SOURCES = (
-    "phantom, medmnist:FILE.npz, folder:DIR, ddsm64:PATH, cbis-ddsm:ROOT, inbreast:ROOT or vindr-mammo:ROOT"
+    "phantom, medmnist:FILE.npz, folder:DIR, arrays:FILE.npz, ddsm64:PATH, cbis-ddsm:ROOT, inbreast:ROOT or "
+    "vindr-mammo:ROOT"
 )
 
 

@@ -56,7 +56,12 @@ def read_file(run: Run, path: Path) -> tuple[Tensor, str, str]:
     image = read_image(path, run.facts.info.modalities)
     warning = _size_warning(path, image, run.config.prepare.size)
     x = run.prepare(image, *read_tags(path))
-    return x, hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest(), warning
+    return x, key_of(x), warning
+
+
+def key_of(x: Tensor) -> str:
+    """The key of the draws of a standardised image: the same for the same pixels, under any name."""
+    return hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def predict_files(
@@ -109,7 +114,7 @@ def predict_files(
         found = predictions(run, table, run.decision, log_prior, pixels=pixels).drop(columns="image_id")
         if beside:
             found = _together(found, run, partners, np.concatenate(asked, axis=1), log_prior)
-        found = _abstain(found, run.decision.typicality, force)
+        found = abstain(found, run.decision.typicality, force)
         rows = np.setdiff1d(np.arange(len(files)), list(reasons))
         frame = frame.join(found.set_index(pd.Index(rows)))
     for row, reason in reasons.items():
@@ -130,8 +135,9 @@ def _together(
     return frame.assign(**{f"prob_with_{names}_{c}": both[:, y] for y, c in enumerate(classes)})
 
 
-def _abstain(frame: pd.DataFrame, judge: Typicality | None, force: bool) -> pd.DataFrame:
-    """No posterior where the estimator failed or, unless forced, the image is unlike the training data."""
+def abstain(frame: pd.DataFrame, judge: Typicality | None, force: bool = False) -> pd.DataFrame:
+    """No posterior where the estimator failed or, unless forced, the image is unlike the training data: changes
+    ``predictions`` in place."""
     evidence = [name for name in frame if name.startswith(EVIDENCE)]
     for row in frame.index:
         status, distance = frame.loc[row, "status"], frame.loc[row, "typicality"]

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "scorebayes"
 
 # From the top down: a module may import from layers below its own (and from its own layer), never from above.
 LAYERS = [
-    ["cli", "cli_data", "cli_benchmark"],
+    ["cli", "cli_data", "cli_benchmark", "sklearn"],
     ["benchmark"],
     ["stages", "tune"],
     ["noise_choice"],

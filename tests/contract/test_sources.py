@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from scorebayes.data import SOURCES, Source, open_source
+from scorebayes.data.arrays import save_arrays
 from scorebayes.errors import ConfigError, DataError
 
 
@@ -51,11 +52,18 @@ def _ddsm64(root: Path) -> str:
     return f"ddsm64:{root}"
 
 
+def _arrays(root: Path) -> str:
+    images = np.stack([_pixels(k) for k in range(6)])
+    save_arrays(root / "own.npz", images, np.arange(6) % 2, classes=["benign", "malignant"])
+    return f"arrays:{root / 'own.npz'}"
+
+
 MADE: dict[str, Callable[[Path], str]] = {
     "phantom": _phantom,
     "medmnist": _medmnist,
     "folder": _folder,
     "ddsm64": _ddsm64,
+    "arrays": _arrays,
 }
 # Their own formats are made up, and their contract is tested, where their readers are.
 ELSEWHERE = {"cbis-ddsm", "inbreast", "vindr-mammo"}

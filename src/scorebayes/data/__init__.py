@@ -46,6 +46,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "phantom": _Lazy("phantom", "Phantom"),
     "medmnist": _Lazy("medmnist", "MedMnist"),
     "folder": _Lazy("folder", "Folder"),
+    "arrays": _Lazy("arrays", "Arrays"),
     "cbis-ddsm": _Lazy("cbis_ddsm", "CbisDdsm"),
     "inbreast": _Lazy("inbreast", "InBreast"),
     "vindr-mammo": _Lazy("vindr_mammo", "VindrMammo"),

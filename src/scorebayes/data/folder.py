@@ -107,7 +107,7 @@ class Folder:
             name=self.root.resolve().name,
             title=f"Own images in {self.root.resolve().name}",
             classes=names,
-            positive=names.index(positive) if positive is not None else _positive(names),
+            positive=names.index(positive) if positive is not None else positive_by_name(names),
             bits=bits or depth,
             channels=3 if colour else 1,
             access="local",
@@ -326,7 +326,7 @@ def _class_names(given: Path, rows: Sequence[_Row], classes: str | Sequence[str]
     return tuple(sorted(labels))
 
 
-def _positive(names: Sequence[str]) -> int:
+def positive_by_name(names: Sequence[str]) -> int:
     telling = [names.index(name) for name in names if name.casefold() in POSITIVE]
     return telling[0] if telling else len(names) - 1
 

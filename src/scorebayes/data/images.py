@@ -49,7 +49,7 @@ def read_image(path: Path, bits: int | None = None, modalities: Sequence[str] = 
         pixels = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
     if pixels.size == 0 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise DataError(f"{path} has shape {pixels.shape}.", "Expected one image, (H, W) or (H, W, 3).")
-    return _to_unit(pixels, path, bits)
+    return to_unit(pixels, path, bits)
 
 
 def read_tags(path: Path) -> tuple[str, str]:
@@ -71,9 +71,9 @@ def image_bits(path: Path) -> int:
         return 16 if image.mode in (*_GREY_16, "F") else 8
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
-    """The named arrays of an npz file. DataError if one is missing or the file is no npz; pickles are not
-    opened.
+def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray]:
+    """The named arrays of an npz file, and those of the optional ones that are there. DataError if one is missing or
+    the file is no npz; pickles are not opened.
     """
     require_file(path)
     with _decoding(path, "is no readable npz file"):
@@ -86,7 +86,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
         if missing:
             raise DataError(f"{path} has no array {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
+            return {name: arrays[name] for name in [*names, *(set(optional) & set(found))]}
 
 
 @contextmanager
@@ -161,7 +161,9 @@ def _read_npy(path: Path) -> NDArray:
         return np.array(mapped)
 
 
-def _to_unit(pixels: NDArray, path: Path, bits: int | None) -> NDArray:
+def to_unit(pixels: NDArray, path: Path | str, bits: int | None = None) -> NDArray:
+    """Stored numbers to float32 in [0, 1]: bool, uint8, uint16 of ``bits`` (16), or floating-point numbers that are
+    there already. DataError for others; ``path`` names them."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.float32)
     if pixels.dtype == np.uint8:

@@ -1,0 +1,210 @@
+"""The classifier as scikit-learn knows one: ``fit``, ``predict_proba``, cross-validation, pipelines.
+
+    model = ScoreBayesClassifier().fit(images, labels, groups=patients)
+    model.predict_proba(new_images)
+    model.answers(new_images)       # with standard errors, and without an answer for what is unlike the training images
+
+Images are arrays [N, H, W] or [N, H, W, 3], of uint8, uint16, or floating-point numbers in [0, 1]. Behind it is a run
+directory like any other: ``model.run_``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from scorebayes import stages
+from scorebayes.data.arrays import save_arrays
+from scorebayes.data.images import to_unit
+from scorebayes.errors import ConfigError
+from scorebayes.evaluate import predictions
+from scorebayes.posterior import bayes
+from scorebayes.predict import abstain, key_of
+from scorebayes.progress import progress_bar
+from scorebayes.run import open_run, pick_device
+from scorebayes.scoring import IMAGES_AT_A_TIME
+from scorebayes.table import LogLikTable
+
+
+class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
+    """Bayes' rule on class-conditional scores, learned and calibrated on the images of ``fit``.
+
+    Parameters
+    ----------
+    preset: "tiny", "light", "small" or "paper". steps: of the training; None: by the number of images.
+    validation: share of the patients that calibrate and choose the weights, and are not trained on.
+    config: further sections of the configuration, for example ``{"train": {"lr": 1e-3}}``.
+    path: the run directory, which must be new, or begun with the same images and parameters, to be gone on with; the images
+        are kept beside it. None: a temporary one, which lives as long as the classifier, and in its pickle.
+    device: "auto", "cpu", "cuda" or "mps".
+    random_state: seed of everything.
+
+    Attributes
+    ----------
+    classes_: labels [Y], sorted. run_: the trained run, for all that ``scorebayes`` can do with one.
+    """
+
+    def __init__(
+        self,
+        preset: str = "small",
+        *,
+        steps: int | None = None,
+        validation: float = 0.2,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        path: str | Path | None = None,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        self.preset = preset
+        self.steps = steps
+        self.validation = validation
+        self.config = config
+        self.path = path
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ScoreBayesClassifier:
+        """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides
+        (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called).
+
+        Raises DataError for images that cannot be used or classes that are too small, ConfigError for parameters that do
+        not fit.
+        """
+        images = _images(X)
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
+        if numbers.shape != (len(images),):
+            raise ConfigError(
+                f"y has shape {numbers.shape} for {len(images)} images.", "Expected one label each."
+            )
+        if len(self.classes_) < 2:
+            raise ConfigError(f"y has one class, {self.classes_[0]}.", "Expected two or more.")
+        random = self.random_state
+        seed = int(
+            random if isinstance(random, (int, np.integer)) else check_random_state(random).randint(2**31)
+        )
+        self._folder = tempfile.TemporaryDirectory(prefix="scorebayes-") if self.path is None else None
+        path = Path(f"{self._folder.name}/run" if self._folder else str(self.path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = _kept(path, images, numbers, [str(name) for name in self.classes_], groups)
+        layer = {
+            "seed": seed,
+            "data": {"fractions": [1 - self.validation, self.validation, 0.0]},
+            "train": {} if self.steps is None else {"steps": self.steps},
+        }
+        run = stages.train(
+            path, f"arrays:{data.resolve()}", [layer, self.config or {}], self.preset, pick_device(self.device),
+            resume=path.exists(),
+        )  # fmt: skip
+        self.run_ = open_run(run.path, str(run.device))
+        return self
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """log p(y | x) [N, Y], in the order of ``classes_``."""
+        table, _ = self._ask(X)
+        return bayes(table, self.run_.log_prior, self.run_.calibration).log_prob
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """p(y | x) [N, Y], in the order of ``classes_``."""
+        return np.exp(self.predict_log_proba(X))
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """The most probable label [N]."""
+        chosen = self.predict_log_proba(X).argmax(axis=1)
+        return self.classes_[chosen]
+
+    def answers(self, X: ArrayLike) -> pd.DataFrame:
+        """One row per image as ``scorebayes predict`` writes it: posterior, log-odds with their Monte-Carlo standard error,
+        whether the error leaves a decision, and no posterior where the image is unlike the training images."""
+        table, x = self._ask(X)
+        run = self.run_
+        found = predictions(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
+        return abstain(found, run.decision.typicality)
+
+    def _ask(self, X: ArrayLike) -> tuple[LogLikTable, torch.Tensor]:
+        """The log-likelihood table of images, and these as the network takes them [N, C, S, S]."""
+        check_is_fitted(self, "run_")
+        run, images = self.run_, _images(X)
+        x = torch.cat([run.prepare(to_unit(image, f"image {row}")) for row, image in enumerate(images)])
+        tables = []
+        with progress_bar("score", len(x)) as advance:
+            for some in x.split(IMAGES_AT_A_TIME):
+                tables.append(run.log_lik(some, [key_of(one) for one in some.split(1)]))
+                advance(IMAGES_AT_A_TIME * len(tables), "")
+        return LogLikTable.concatenate(tables), x
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A temporary run goes along; one with a path is found there again."""
+        state = dict(super().__getstate__())
+        folder, run = state.pop("_folder", None), state.pop("run_", None)
+        if run is not None:
+            state["_packed"] = None if folder is None else _pack(Path(folder.name))
+            state["_run_path"] = str(run.path)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed, path = state.pop("_packed", None), state.pop("_run_path", None)
+        super().__setstate__(state)
+        if path is None:
+            return
+        self._folder = None
+        if packed is not None:
+            self._folder = tempfile.TemporaryDirectory(prefix="scorebayes-")
+            with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+                archive.extractall(self._folder.name)
+            path = Path(self._folder.name) / Path(path).name
+        self.run_ = open_run(path, self.device)
+
+
+def _images(X: ArrayLike) -> NDArray:
+    images = np.asarray(X)
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or not images.size:
+        raise ConfigError(f"X has shape {images.shape}.", "Expected images, (N, H, W) or (N, H, W, 3).")
+    if images.dtype.kind == "f":
+        return to_unit(images, "X")
+    to_unit(images[:1], "X")  # says what is wrong with other types
+    return images
+
+
+def _kept(
+    run: Path, images: NDArray, labels: NDArray[np.int64], classes: list[str], groups: ArrayLike | None
+) -> Path:
+    """The images in a file beside the run that is named by what is in it: other images are another file."""
+    parts = [images, labels, *([] if groups is None else [np.asarray(groups).astype(str)])]
+    content = hashlib.blake2b(repr(classes).encode(), digest_size=8)
+    for part in parts:
+        content.update(f"{part.shape} {part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
+    path = run.with_name(f"{run.name}-{content.hexdigest()}.npz")
+    if not path.exists():
+        save_arrays(path, images, labels, classes=classes, patients=groups)
+    return path
+
+
+def _pack(folder: Path) -> bytes:
+    """All of a run but its cache and what only further training would need."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            left_out = "cache" in path.parts or path.suffix == ".npz" or path.name.startswith("state-")
+            if path.is_file() and not left_out:
+                archive.write(path, path.relative_to(folder))
+    return packed.getvalue()
