@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.strict_device import strict_device
+from fixtures.tiny_run import DATA, LAYER, finish, write_pictures
 from typer.testing import CliRunner
 
 from scorebayes import run as run_module
@@ -25,8 +27,6 @@ from scorebayes.likelihood import LIKELIHOODS
 from scorebayes.run import Run, open_run
 from scorebayes.sample import SAMPLERS
 from scorebayes.sequential import decide_sequentially
-from tests.fixtures.strict_device import strict_device
-from tests.fixtures.tiny_run import DATA, LAYER, finish, write_pictures
 
 CHEAPER = {"bound": {"levels": 4}, "flow": {"steps": 4}, "paper": {"rtol": 1e-2, "atol": 1e-2}}
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fixtures.tiny_run import LAYER, write_pictures
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
@@ -21,7 +22,6 @@ from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.predict import predict_files
 from scorebayes.sklearn import ScoreBayesClassifier
-from tests.fixtures.tiny_run import LAYER, write_pictures
 
 CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")}
 SOURCE = open_source("phantom:n_patients=40,views=2,size=16")
