@@ -106,11 +106,10 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
             "data": {"fractions": [1 - self.validation, self.validation, 0.0]},
             "train": {} if self.steps is None else {"steps": self.steps},
         }
-        run = stages.train(
+        self.run_ = stages.train(
             path, f"arrays:{data.resolve()}", [layer, self.config or {}], self.preset, pick_device(self.device),
             resume=path.exists(),
         )  # fmt: skip
-        self.run_ = open_run(run.path, str(run.device))
         return self
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -90,7 +90,10 @@ def save_arrays(
     arrays: dict[str, Any] = {"images": images, "labels": labels, "classes": np.array(classes, dtype=str)}
     if patients is not None:
         arrays["patients"] = np.asarray(patients).astype(str)
-    np.savez(path, **arrays)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
 
 
 @functools.lru_cache(maxsize=2)  # shared by the sources of a process, and not pickled with them
