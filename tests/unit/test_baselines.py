@@ -139,6 +139,12 @@ def test_padding_in_the_convolutions_leaves_efficientnet_what_it_is(side, monkey
     assert after <= 4 < before  # where the padding is uneven, it stays
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_weights_lie_with_channels_last_where_their_derivatives_survive_it(device):
+    last = network.memory_order(torch.device(device)) == torch.channels_last
+    assert last == (device != "mps")
+
+
 def test_the_cost_of_a_step_is_three_forward_passes_of_the_batch(run):
     forward = SIDE * SIDE * 9 * 8 + 32 * 2  # multiply-adds of the convolution and of the last layer
     assert LITTLE.step_cost(run) == 3 * run.config.train.batch * forward
