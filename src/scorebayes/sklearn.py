@@ -29,7 +29,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from scorebayes import stages
 from scorebayes.data.arrays import save_arrays
-from scorebayes.data.images import to_unit
+from scorebayes.data.images import is_stack, to_unit
 from scorebayes.errors import ConfigError
 from scorebayes.evaluate import predictions
 from scorebayes.posterior import bayes
@@ -57,6 +57,8 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_: labels [Y], sorted. run_: the trained run, for all that ``scorebayes`` can do with one.
     """
+
+    _folder: tempfile.TemporaryDirectory[str] | None
 
     def __init__(
         self,
@@ -97,9 +99,12 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         seed = int(
             random if isinstance(random, (int, np.integer)) else check_random_state(random).randint(2**31)
         )
-        self._folder = tempfile.TemporaryDirectory(prefix="scorebayes-") if self.path is None else None
-        path = Path(f"{self._folder.name}/run" if self._folder else str(self.path))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="scorebayes-")
+            path = Path(self._folder.name) / "run"
+        else:
+            self._folder, path = None, Path(self.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
         data = _kept(path, images, numbers, [str(name) for name in self.classes_], groups)
         layer = {
             "seed": seed,
@@ -176,7 +181,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
 
 def _images(X: ArrayLike) -> NDArray:
     images = np.asarray(X)
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or not images.size:
+    if not is_stack(images) or not images.size:
         raise ConfigError(f"X has shape {images.shape}.", "Expected images, (N, H, W) or (N, H, W, 3).")
     if images.dtype.kind == "f":
         return to_unit(images, "X")
@@ -203,7 +208,8 @@ def _pack(folder: Path) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
-            left_out = "cache" in path.parts or path.suffix == ".npz" or path.name.startswith("state-")
+            name = path.relative_to(folder)
+            left_out = "cache" in name.parts or name.suffix == ".npz" or name.name.startswith("state-")
             if path.is_file() and not left_out:
-                archive.write(path, path.relative_to(folder))
+                archive.write(path, name)
     return packed.getvalue()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fixtures.tiny_run import LAYER, write_pictures
+from fixtures.tiny_run import DATA, LAYER, write_pictures
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError, SkipTestWarning
@@ -18,13 +20,14 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import scorebayes
+from scorebayes import sklearn
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.predict import predict_files
 from scorebayes.sklearn import ScoreBayesClassifier
 
 CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")}
-SOURCE = open_source("phantom:n_patients=40,views=2,size=16")
+SOURCE = open_source(DATA)
 RECORDS = SOURCE.records()
 X = np.stack([np.rint(255 * SOURCE.read(record)).astype(np.uint8) for record in RECORDS])
 Y = np.array([SOURCE.info.classes[record.label] for record in RECORDS])
@@ -88,6 +91,21 @@ def test_it_survives_its_pickle_without_the_folder(model):
     again = pickle.loads(packed)
     np.testing.assert_array_equal(again.predict_proba(X[:2]), before)
     assert again.run_.path != model.run_.path
+
+
+def test_a_temporary_folder_below_one_named_cache_is_packed_all_the_same(tmp_path):
+    folder = tmp_path / "cache" / "scorebayes-1"
+    for name in (
+        "run/config.toml",
+        "run/checkpoints/step-1",
+        "run/checkpoints/state-1",
+        "run/cache/a",
+        "run.npz",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"1")
+    with zipfile.ZipFile(io.BytesIO(sklearn._pack(folder))) as archive:
+        assert set(archive.namelist()) == {"run/config.toml", "run/checkpoints/step-1"}
 
 
 def test_a_run_with_a_path_is_gone_on_with_and_found_by_the_pickle(tmp_path):

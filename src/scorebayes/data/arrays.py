@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
-from scorebayes.data.folder import positive_by_name
-from scorebayes.data.images import read_npz, to_unit
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.data.folder import positive_class
+from scorebayes.data.images import is_stack, read_npz, to_unit
+from scorebayes.errors import DataError
 
 REQUIRED, OPTIONAL = ("images", "labels"), ("classes", "patients", "split")
 
@@ -41,14 +41,12 @@ class Arrays:
         self.path = Path(root)
         arrays = self._arrays()
         images, classes = arrays["images"], tuple(arrays["classes"].tolist())
-        if positive is not None and positive not in classes:
-            raise ConfigError(f"arrays: positive is {positive!r}, the classes are {', '.join(classes)}.")
         self.rejected: list[Rejected] = []
         self.info = SourceInfo(
             name="arrays",
             title=self.path.stem,
             classes=classes,
-            positive=classes.index(positive) if positive is not None else positive_by_name(classes),
+            positive=positive_class("arrays", classes, positive),
             bits=8 if images.dtype.itemsize == 1 or images.ndim == 4 else 16,
             channels=3 if images.ndim == 4 else 1,
             access="local",
@@ -101,7 +99,7 @@ def _load(path: Path, _mtime: int) -> Mapping[str, NDArray]:
     """The arrays, checked; the classes are always there."""
     arrays = read_npz(path, REQUIRED, OPTIONAL)
     images, labels = arrays["images"], arrays["labels"]
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or not images.size:
+    if not is_stack(images) or not images.size:
         raise DataError(
             f"{path}: images is {images.dtype} {images.shape}.", "Expected (N, H, W) or (N, H, W, 3)."
         )

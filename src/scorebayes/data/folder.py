@@ -99,15 +99,14 @@ class Folder:
                 f"{given} has usable images of {len(present)} classes{first}.",
                 "Two classes or more are needed, as class folders or in a table with columns path and label.",
             )
-        if positive is not None and positive not in names:
-            raise ConfigError(f"folder: positive is {positive!r}, the classes are {', '.join(names)}.")
+        number = positive_class("folder", names, positive)
         self.bits = bits
         depth, colour = self._probe()
         self.info = SourceInfo(
             name=self.root.resolve().name,
             title=f"Own images in {self.root.resolve().name}",
             classes=names,
-            positive=names.index(positive) if positive is not None else positive_by_name(names),
+            positive=number,
             bits=bits or depth,
             channels=3 if colour else 1,
             access="local",
@@ -326,7 +325,15 @@ def _class_names(given: Path, rows: Sequence[_Row], classes: str | Sequence[str]
     return tuple(sorted(labels))
 
 
-def positive_by_name(names: Sequence[str]) -> int:
+def positive_class(kind: str, names: Sequence[str], positive: str | None) -> int:
+    """Number of the class that "sensitivity" speaks of: the one asked for, else the one whose name says so, else the last.
+
+    ConfigError, naming the ``kind`` of data, where there is no such class.
+    """
+    if positive is not None:
+        if positive not in names:
+            raise ConfigError(f"{kind}: positive is {positive!r}, the classes are {', '.join(names)}.")
+        return names.index(positive)
     telling = [names.index(name) for name in names if name.casefold() in POSITIVE]
     return telling[0] if telling else len(names) - 1
 

@@ -89,6 +89,11 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> 
             return {name: arrays[name] for name in [*names, *(set(optional) & set(found))]}
 
 
+def is_stack(images: NDArray) -> bool:
+    """Whether an array has the shape of many images, [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
+    return images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+
+
 @contextmanager
 def _decoding(path: Path, problem: str = "cannot be decoded") -> Iterator[None]:
     """Turn what decoders raise into a DataError; their warnings on size are ours to judge."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.files import require_file
-from scorebayes.data.images import read_npz
+from scorebayes.data.images import is_stack, read_npz
 from scorebayes.data.split import SPLITS
 from scorebayes.errors import DataError
 
@@ -201,11 +201,7 @@ def _load(path: Path, _mtime: int) -> Mapping[str, NDArray]:
             raise DataError(
                 f"{path} is multi-label: {split}_labels has shape {labels.shape}.", "Expected (N, 1)."
             )
-        if (
-            images.dtype != np.uint8
-            or images.ndim not in (3, 4)
-            or (images.ndim == 4 and images.shape[3] != 3)
-        ):
+        if images.dtype != np.uint8 or not is_stack(images):
             three = "is three-dimensional" if images.ndim >= 4 else "has an unknown format"
             raise DataError(
                 f"{path} {three}: {split}_images is {images.dtype} {images.shape}.",
