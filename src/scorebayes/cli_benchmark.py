@@ -34,6 +34,12 @@ def _over_seeds(name: str) -> Callable[..., None]:
         keep: Annotated[
             bool, typer.Option("--keep", help="Leave other baselines of the present result file in it.")
         ] = False,
+        keep_ours: Annotated[
+            bool,
+            typer.Option(
+                "--keep-ours", help="Leave ours, too: only the named baselines are trained, beside it."
+            ),
+        ] = False,
         only_seed: Annotated[
             int | None,
             typer.Option(min=0, help="Run this seed alone and write no results: seeds on several machines."),
@@ -48,13 +54,16 @@ def _over_seeds(name: str) -> Callable[..., None]:
 
         names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
         if only_seed is not None:
-            found_run = run_one_seed(name, data_root, runs, only_seed, baselines=names, quick=quick)
+            found_run = run_one_seed(
+                name, data_root, runs, only_seed, baselines=names, quick=quick, keep_ours=keep_ours
+            )
             typer.echo(f"done: {found_run}; run again without --only-seed when all seeds are")
             return
         n_seeds = seeds or (1 if quick else 3)
         path = run_benchmark(
-            name, data_root, runs, out, range(n_seeds), baselines=names, quick=quick, keep=keep
-        )
+            name, data_root, runs, out, range(n_seeds),
+            baselines=names, quick=quick, keep=keep, keep_ours=keep_ours,
+        )  # fmt: skip
         found = json.loads(path.read_text())
         figure = figures / f"{path.stem}-costs.svg"
         draw_costs(found, figure)

@@ -11,6 +11,7 @@ import torch
 from scorebayes import evaluate, inputs
 from scorebayes import train as training
 from scorebayes.config import resolve
+from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.noise_choice import choose_noise
 from scorebayes.report import write_report
@@ -34,13 +35,7 @@ def train(
 ) -> Run:
     """From a data source to a trained and calibrated run directory (without labels: trained only, for others to start
     from)."""
-    if resume and (path / "config.toml").exists():
-        run = _resume(open_run(path, str(device)), data, layers, preset)
-        images = {name: inputs.load_split(run, name) for name in ("train", "val")}
-        if not run.config.train.label_free:
-            images = {name: some.labelled() for name, some in images.items()}
-    else:
-        run, images = inputs.start_run(path, data, layers, preset, device)
+    run, images = begin(path, data, layers, preset, device, resume=resume)
     with run.locked():
         training.fit(run, images["train"], images["val"])
         if run.config.train.label_free:
@@ -49,6 +44,25 @@ def train(
         score_split(run, "val")
         evaluate.calibrate(run)
     return run
+
+
+def begin(
+    path: Path,
+    data: str,
+    layers: Sequence[Mapping[str, Any]],
+    preset: str,
+    device: torch.device,
+    *,
+    resume: bool = False,
+) -> tuple[Run, dict[str, ImageSet]]:
+    """A run directory with its split, new or, with ``resume``, as it is there; and the images to train and validate on."""
+    if not (resume and (path / "config.toml").exists()):
+        return inputs.start_run(path, data, layers, preset, device)
+    run = _resume(open_run(path, str(device)), data, layers, preset)
+    images = {name: inputs.load_split(run, name) for name in ("train", "val")}
+    if not run.config.train.label_free:
+        images = {name: some.labelled() for name, some in images.items()}
+    return run, images
 
 
 def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: str) -> Run:

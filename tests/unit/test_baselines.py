@@ -139,6 +139,25 @@ def test_padding_in_the_convolutions_leaves_efficientnet_what_it_is(side, monkey
     assert after <= 4 < before  # where the padding is uneven, it stays
 
 
+def test_a_depthwise_convolution_that_is_slow_in_half_precision_is_computed_in_float32_amid_it():
+    net = BASELINES["efficientnet-b0"].make(28, 1, 2)
+    kinds = {True: set(), False: set()}
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            shape = layer.kernel_size, layer.stride
+            kinds[shape == ((3, 3), (1, 1))].add(type(layer))
+            x = torch.randn(2, layer.in_channels, 9, 9, dtype=torch.bfloat16)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = layer(x)
+            weight = layer.weight.detach()
+            exact = nn.functional.conv2d(
+                x.float(), weight, None, layer.stride, layer.padding, 1, layer.groups
+            )
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found, exact.bfloat16()) == (shape != ((3, 3), (1, 1)))
+    assert kinds == {True: {nn.Conv2d}, False: {architectures._SlowInHalf}}
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_weights_lie_with_channels_last_where_their_derivatives_survive_it(device):
     last = network.memory_order(torch.device(device)) == torch.channels_last
@@ -182,9 +201,13 @@ def test_the_cross_entropy_of_all_classes_costs_more(run):
     assert score_step_cost(hybrid) > 1.2 * score_step_cost(run)
 
 
-def test_an_untrained_run_has_no_cost_to_match(run, tmp_path):
+def test_an_untrained_run_costs_what_its_training_will_unless_minutes_may_cut_it(run, tmp_path):
+    begun = Run(tmp_path, run.config, run.facts, run.device)
+    assert score_steps(begun) == score_steps(run)
+    train = {**run.config.sections["train"], "minutes": 1.0}
+    begun.config = replace(run.config, sections={**run.config.sections, "train": train})
     with pytest.raises(ConfigError, match="not trained"):
-        score_steps(Run(tmp_path, run.config, run.facts, run.device))
+        score_steps(begun)
 
 
 def test_the_setting_and_the_checkpoint_are_the_best_on_validation(run, tmp_path):

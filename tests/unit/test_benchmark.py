@@ -110,6 +110,58 @@ def test_a_baseline_that_is_kept_is_compared_as_if_it_had_been_trained(done, tmp
     assert after["command"].endswith("--keep")
 
 
+def test_a_baseline_is_trained_beside_ours_as_it_was_measured_and_ours_is_not_trained(
+    done, tmp_path, monkeypatch
+):
+    """From the result files alone: there is no run of before."""
+    shutil.copytree(done[0] / "out", tmp_path / "out")
+    make_small(monkeypatch)
+    for seed in ("0", "1"):
+        alone = run_small(tmp_path, "--baselines", "little", "--keep-ours", "--only-seed", seed)
+        assert alone.exit_code == 0, alone.output
+    monkeypatch.setattr(BASELINES["little"], "fit", None)  # is found done
+    result = run_small(tmp_path, "--baselines", "little", "--keep-ours")
+    assert result.exit_code == 0, result.output
+    before, after = (json.loads((f / "out/phantom.json").read_text()) for f in (done[0], tmp_path))
+    assert list(after) == list(before) and list(after["models"]) == list(before["models"])
+    for model in (OURS, MORE, "logistic"):
+        assert after["models"][model].pop("measured")["command"] == before["command"]
+        assert after["models"][model] == before["models"][model]
+    assert "measured" not in after["models"]["little"]
+    for model in ("little", BEST):
+        for metric in ("auc", "log_loss"):
+            values = [found["models"][model]["test"][metric]["values"] for found in (before, after)]
+            assert values[1] == pytest.approx(values[0], abs=1e-4)
+    leads = [found["paired"][OURS]["little"]["auc_difference"] for found in (before, after)]
+    assert leads[1] == pytest.approx(leads[0], abs=1e-6)
+    assert after["near_copies"]["images"] == before["near_copies"]["images"]
+    assert after["test_images"] == before["test_images"]
+    assert after["command"].endswith("--keep-ours")
+    states = [list((folder / "runs").rglob("state*")) for folder in (done[0], tmp_path)]
+    assert states[0] and not states[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda rows: rows[rows["model"] != OURS], ConfigError, "lacks what ours said with seed 0"),
+        (lambda rows: rows.assign(image_id="x" + rows["image_id"]), DataError, "other test images"),
+    ],
+)
+def test_ours_is_not_kept_without_its_posteriors_of_these_images(
+    done, tmp_path, monkeypatch, change, error, message
+):
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    make_small(monkeypatch)
+    path = posteriors_path(tmp_path / "out" / "phantom.json")
+    change(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(error, match=message):
+        run_benchmark(
+            "phantom", tmp_path, tmp_path / "runs", tmp_path / "out", [0, 1],
+            baselines=("little",), keep_ours=True,
+        )  # fmt: skip
+
+
 def test_nothing_is_kept_of_other_seeds_or_of_no_file(done, tmp_path, monkeypatch):
     make_small(monkeypatch)
     with pytest.raises(ConfigError, match="seeds were"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,6 +68,7 @@ def efficientnet_b0(side: int, channels: int, n_classes: int) -> nn.Module:
         nn.init.kaiming_normal_(stem.weight, mode="fan_out")
         net._conv_stem, net._conv_stem_padding = stem, nn.Identity()
     _pad_in_convolution(net)
+    _replace_slow_in_half(net)
     return net
 
 
@@ -78,6 +80,25 @@ def _pad_in_convolution(net: nn.Module) -> None:
                 convolution = cast(nn.Conv2d, getattr(block, name.removesuffix("_padding")))
                 convolution.padding = padding.padding[:2]
                 setattr(block, name, nn.Identity())
+
+
+class _SlowInHalf(nn.Conv2d):
+    """A depthwise convolution with a kernel or stride that takes its derivatives in bf16 up to ten times as long as in
+    float32 on a CPU, where it is therefore computed in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu":
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float()).to(input.dtype)
+
+
+def _replace_slow_in_half(net: nn.Module) -> None:
+    """The same network with its depthwise convolutions other than 3 x 3 of stride 1 as ``_SlowInHalf``."""
+    for layer in net.modules():
+        depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+        if depthwise and (layer.kernel_size, layer.stride) != ((3, 3), (1, 1)):
+            layer.__class__ = _SlowInHalf  # which differs in nothing but ``forward``
 
 
 class _VisionTransformer(nn.Module):

@@ -57,7 +57,6 @@ class Network(Kind):
     """A network of MONAI.
 
     make: (side, channels, classes) -> network. feature_layer: see ``Kind``. rates: peak learning rates to try.
-    depthwise: trained in fp32 on a CPU, where half precision makes depthwise convolutions slower.
     """
 
     def __init__(
@@ -66,10 +65,8 @@ class Network(Kind):
         make: Callable[[int, int, int], nn.Module],
         feature_layer: str,
         rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3),
-        depthwise: bool = False,
     ) -> None:
         self.title = title
-        self.depthwise = depthwise
         self.make = make
         self.feature_layer = feature_layer
         self.settings = [
@@ -132,8 +129,7 @@ class Network(Kind):
     def _training(self, setting: Setting, run: Run, train: ImageSet, steps: int) -> _Training:
         torch.manual_seed(step_seed(run.config.seed, -1))
         net = _ordered(self.build(run).to(run.device), memory_order(run.device))
-        precision = torch.float32 if self.depthwise and run.device.type == "cpu" else run.precision
-        return _Training(net, setting, precision, run, train, steps)
+        return _Training(net, setting, run, train, steps)
 
     def _tune(self, run: Run, train: ImageSet, val: ImageSet, path: Path, steps: int) -> list[dict[str, Any]]:
         """The lowest validation log-loss of a short training with every setting."""
@@ -206,27 +202,27 @@ def equal_cost_steps(budget: int, cost: int, at_most: int) -> int:
 
 
 def score_steps(run: Run) -> int:
-    """Steps that the run's score was trained for, which a cap on the minutes may have cut; those of the run that it
-    started from count, too."""
-    states = run.checkpoints.entries("state")
-    if not states:
+    """Steps of the training of the run's score; those of the run that it started from count, too.
+
+    ConfigError where a cap on the minutes may cut them, and it is not trained yet.
+    """
+    config = run.config.train
+    states = [] if config.minutes is None else run.checkpoints.entries("state")
+    if config.minutes is not None and not states:
         raise ConfigError(
             f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
             "Run 'scorebayes train' first.",
         )
     start = run.start
     before = score_steps(start) if start else 0
-    return before + max(entry["step"] for entry in states)
+    return before + max((entry["step"] for entry in states), default=config.steps)
 
 
 class _Training:
     """One training of a network, as ``scorebayes.train`` trains the score: random numbers from (seed, step) alone."""
 
-    def __init__(
-        self, net: nn.Module, setting: Setting, precision: torch.dtype, run: Run, train: ImageSet, steps: int
-    ) -> None:
+    def __init__(self, net: nn.Module, setting: Setting, run: Run, train: ImageSet, steps: int) -> None:
         self.net, self.setting, self.run, self.steps = net, setting, run, steps
-        self.precision = precision
         self.images, self.labels = train.images, train.labels
         self.rows_of_class = [np.flatnonzero(self.labels == y) for y in range(len(run.facts.classes))]
         self.average = AveragedModel(net, multi_avg_fn=self._blend, use_buffers=True)
@@ -278,7 +274,8 @@ class _Training:
         x, _ = augment(self.run.standardise(self.images[rows], u), config, generator)
         y = torch.from_numpy(self.labels[rows])
         self.net.train()
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+        half = self.run.precision != torch.float32
+        with torch.autocast(device.type, self.run.precision, enabled=half):
             logits = self.net(x.to(device, memory_format=memory_order(device)))
         loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=self.setting.smoothing)
         if not math.isfinite(loss.item()):

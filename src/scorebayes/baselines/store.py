@@ -38,7 +38,7 @@ BASELINES: dict[str, Kind] = {
     "resnet18": Network("ResNet-18", resnet("basic", (2, 2, 2, 2)), "layer4"),
     "resnet50": Network("ResNet-50", resnet("bottleneck", (3, 4, 6, 3)), "layer4"),
     "densenet121": Network("DenseNet-121", densenet121, "features"),
-    "efficientnet-b0": Network("EfficientNet-B0", efficientnet_b0, "_bn1", depthwise=True),
+    "efficientnet-b0": Network("EfficientNet-B0", efficientnet_b0, "_bn1"),
     "vit": Network("ViT", vit, "map", rates=(1e-4, 3e-4, 1e-3)),
 }
 

@@ -21,6 +21,7 @@ from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read
 from scorebayes.benchmark.answers import Answers
 from scorebayes.benchmark.names import MORE, OURS, PIXELS_ALONE, WAVELETS_ALONE
 from scorebayes.calibrate import fit_calibration
+from scorebayes.errors import DataError
 from scorebayes.evaluate import evaluate
 from scorebayes.posterior import bayes
 from scorebayes.run import Run, pick_device
@@ -117,6 +118,34 @@ def one_seed(benchmark: Benchmark, source: str, path: Path, seed: int, tuned: Ru
     return replace(outcome, answers=answers, more_metrics=metrics)
 
 
+def baselines_of_seed(benchmark: Benchmark, source: str, path: Path, seed: int, tuned: Run | None) -> Run:
+    """The benchmark's baselines alone, in a run that is only begun: it has its split, and its score is not trained.
+
+    ``tuned``: as of ``one_seed``.
+    """
+    layers = benchmark.layers(seed, benchmark.steps, None)
+    run, _ = stages.begin(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
+    _fit_baselines(run, benchmark, tuned)
+    return run
+
+
+def beside(measured: Answers, run: Run, names: Sequence[str]) -> Outcome:
+    """Fitted baselines of a run beside what ours was measured to say, elsewhere or before. DataError where that was of
+    other test images."""
+    if set(measured.images) - set(run.split.loc[run.split["split"] == "test", "image_id"]):
+        raise DataError(f"{run.path}: ours was measured on other test images.", "Leave out --keep-ours.")
+    answers = _with_baselines(measured, run, names)
+    metrics = {
+        name: {
+            "name": name,
+            **answers.metrics(name),
+            "seconds_per_image": float(_predictions(run, name)["seconds"].mean()),
+        }
+        for name in names
+    }
+    return Outcome(run, {"baselines": metrics}, answers)
+
+
 def pretrain(benchmark: Benchmark, source: str, path: Path, seed: int) -> Run | None:
     """The label-free start of a seed, from all images of its training split; None where the benchmark has none."""
     if not benchmark.free_steps:
@@ -132,18 +161,34 @@ def train_beside(
     ``fit_baseline``."""
     run = stages.train(path, source, layers, benchmark.preset, pick_device(), resume=path.exists())
     score_split(run, "test")
+    _fit_baselines(run, benchmark, tuned)
+    metrics = evaluate(run, "test")
+    answers = _own_answers(run).with_models(_parts_alone(run))
+    names = [entry["name"] for entry in metrics["baselines"].values()]
+    return Outcome(run, metrics, _with_baselines(answers, run, names))
+
+
+def _fit_baselines(run: Run, benchmark: Benchmark, tuned: Run | None) -> None:
+    """And have them predict."""
     for name in benchmark.baselines:
         fit_baseline(run, name, benchmark.network_steps, tuned=tuned)
         for split in ("val", "test"):
             predict_baseline(run, name, split)
-    metrics = evaluate(run, "test")
-    answers = _own_answers(run)
-    found = {}
-    for entry in metrics["baselines"].values():
-        frame = read_predictions(run, entry["name"], "test")
-        assert frame is not None  # it is where the metrics come from
-        found[entry["name"]] = frame.loc[list(answers.images), _columns(run)].to_numpy(np.float64)
-    return Outcome(run, metrics, answers.with_models({**_parts_alone(run), **found}))
+
+
+def _with_baselines(answers: Answers, run: Run, names: Sequence[str]) -> Answers:
+    """The answers with those of fitted baselines on the same images."""
+    images, columns = list(answers.images), _columns(run)
+    return answers.with_models(
+        {name: _predictions(run, name).loc[images, columns].to_numpy(np.float64) for name in names}
+    )
+
+
+def _predictions(run: Run, name: str) -> pd.DataFrame:
+    """Of a baseline that has predicted the test split."""
+    frame = read_predictions(run, name, "test")
+    assert frame is not None
+    return frame
 
 
 def _own_answers(run: Run) -> Answers:
