@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import warnings
@@ -428,6 +429,8 @@ def _say_next(done: str, command: str) -> None:
 
 def main() -> None:
     """Entry point: one clear line for an error that is the input's fault, a traceback only with --debug."""
+    # Before torch is loaded: threads that wait for others leave the core to other programs (docs/decisions/0019).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     if not debug:
         warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)

@@ -21,7 +21,7 @@ from scorebayes.wavelet_fit import learn_wavelets
 
 AFTER_TRAINING = ("wavelets", "likelihood", "prior")  # sections that the network does not depend on
 DEMO_STEPS = 600
-DEMO_MINUTES = 3.0
+DEMO_MINUTES = 2.5
 
 
 def train(

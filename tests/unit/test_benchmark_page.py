@@ -7,10 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from scorebayes.benchmark.page import METRICS, quote_glance, write_page
+from scorebayes.benchmark.posteriors import posteriors_path
 from scorebayes.cli_benchmark import app
 from scorebayes.errors import DataError
 
@@ -84,6 +86,16 @@ def test_a_benchmark_has_its_table_paired_tests_and_figures(folders):
     )
     assert "![breastmnist cost](../figures/breastmnist-cost.svg)" in text
     assert "breastmnist-per-class.svg" not in text  # its curve is not there
+
+
+def test_the_accuracy_in_hindsight_comes_from_the_posteriors_beside_the_file(folders):
+    models = {name: {"test": {"accuracy": {"mean": 0.5}}} for name in ("ours", "kept")}
+    _store(folders, "ddsm64", models=models, positive="b", written="today", command="a command")
+    rows = pd.DataFrame({"model": "ours", "seed": 0, "image_id": ["x", "y"], "label": ["a", "b"]})
+    rows.assign(prob_b=[0.6, 0.7]).to_parquet(posteriors_path(folders / "results" / "ddsm64.json"))
+    table = _write(folders).partition("## DDSM")[2]
+    assert table.count("accuracy in hindsight") == 1
+    assert re.search(r"\| ours \|.* 1\.000 \|\n\| kept \|.* – \|\n", table)
 
 
 def test_a_file_without_paired_tests_says_so(folders):

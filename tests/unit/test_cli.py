@@ -62,14 +62,14 @@ levels = 4
 """
 
 
-def scorebayes(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def scorebayes(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
     code = "from scorebayes.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | variables,
         check=False,
     )
 
@@ -212,3 +212,12 @@ def test_the_doctor_tells_versions_and_an_absent_data_root(tmp_path):
     done = scorebayes("doctor", "--data-root", str(tmp_path))
     assert done.returncode == 0 and "torch" in done.stdout
     assert scorebayes("doctor", "--data-root", str(tmp_path / "absent")).returncode == 1
+
+
+def test_waiting_threads_leave_their_core_to_others_unless_the_user_says_otherwise():
+    told = scorebayes(
+        "doctor", OMP_DISPLAY_ENV="TRUE"
+    ).stderr  # by the library of the threads itself, when it is loaded
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
+    told = scorebayes("doctor", OMP_DISPLAY_ENV="TRUE", OMP_WAIT_POLICY="ACTIVE").stderr
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in told

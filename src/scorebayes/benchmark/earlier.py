@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from scorebayes.benchmark.answers import Answers
 from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, PARTS
-from scorebayes.benchmark.posteriors import posteriors_path, read_posteriors
+from scorebayes.benchmark.posteriors import Said, posteriors_path, read_posteriors
 from scorebayes.data.base import SourceInfo
 from scorebayes.errors import ConfigError, DataError
 
@@ -29,7 +28,7 @@ class Earlier:
 
     path: Path
     content: Mapping[str, Any]
-    said: Mapping[tuple[str, int], pd.DataFrame]
+    said: Said
 
     @staticmethod
     def read(path: Path, budget: Mapping[str, Any]) -> Earlier:

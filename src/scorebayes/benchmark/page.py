@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scorebayes.benchmark.hindsight import hindsight_accuracy
 from scorebayes.benchmark.names import (
     BEST,
     CONTROL,
@@ -23,6 +24,7 @@ from scorebayes.benchmark.names import (
     WAVELETS_ALONE,
     WITH_REFERENCE,
 )
+from scorebayes.benchmark.posteriors import Said, posteriors_path, read_posteriors
 from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 
@@ -78,7 +80,8 @@ Written by `scorebayes benchmark page --readme README.md` from the files in `ben
 All choices were made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over
 the seeds, and in brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several
 images). "ECE by chance" is the calibration error to expect of the same probabilities were they right: what chance alone
-gives.
+gives. "Accuracy in hindsight" is the one at the threshold that is best for these very test images, which nobody may
+choose: what it is above the accuracy, the threshold costs and not the order of the images.
 
 Ours: `scorebayes-generative`, the class score of the pixels with the default evaluations per class (20, antithetic and with
 one chosen noise for all images) and the Gaussian mixtures of the wavelet coefficients
@@ -116,10 +119,11 @@ It does not contain the chance of the training subset, which the standard deviat
 def write_page(results: Path, figures: Path, out: Path) -> Path:
     """Write the Markdown page; figures are linked relative to it. DataError where a file cannot be read."""
     benchmarks = {name: _read(results / f"{name}.json") for name in BENCHMARKS}
+    said = {name: read_posteriors(posteriors_path(results / f"{name}.json")) for name in BENCHMARKS}
     curves = [(name, vary, path.stem, _read(path)) for name, vary, path in _curves(results)]
     parts = [INTRODUCTION, *_side_by_side(benchmarks), *_leads_over_reference(curves)]
     for name, title in BENCHMARKS.items():
-        parts += [f"## {title}", *_benchmark(benchmarks[name], name)]
+        parts += [f"## {title}", *_benchmark(benchmarks[name], name, said[name])]
         drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
         parts += [_figure(figure, out) for figure in drawn]
     parts.append(CURVES_INTRODUCTION)
@@ -207,7 +211,7 @@ def _auc_and_accuracy(test: Mapping[str, Any]) -> str:
     return f"{_cell(auc)} / {_cell({**accuracy, 'std': None})}" if test else ABSENT
 
 
-def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
+def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[str]:
     if found is None:
         yield _not_run(f"scorebayes benchmark {name}")
         return
@@ -222,14 +226,19 @@ def _benchmark(found: dict[str, Any] | None, name: str) -> Iterable[str]:
         *(f"`{name}`: {', '.join(parts)}" for name, parts in found.get("mixtures", {}).items()),
     ]
     yield _facts(found, facts)
-    models, others = found.get("models", {}), found.get("near_copies", {}).get("auc", {})
+    models = found.get("models", {})
+    further = {
+        "accuracy in hindsight": hindsight_accuracy(said, found["positive"]) if said else {},
+        "AUC without near copies": found.get("near_copies", {}).get("auc", {}),
+    }
+    further = {title: of for title, of in further.items() if of}
     yield _table(
-        ["model", *METRICS.values(), *(["AUC without near copies"] if others else [])],
+        ["model", *METRICS.values(), *further],
         [
             [
                 _dated(name, model),
                 *(_cell(model.get("test", {}).get(metric)) for metric in METRICS),
-                *([_cell(others.get(name))] if others else []),
+                *(_cell(of.get(name)) for of in further.values()),
             ]
             for name, model in models.items()
         ],

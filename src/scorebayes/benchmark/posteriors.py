@@ -15,6 +15,9 @@ import pandas as pd
 
 from scorebayes.benchmark.answers import Answers
 
+Said = Mapping[tuple[str, int], pd.DataFrame]
+"""Rows by model and seed, each with the image id as its index."""
+
 
 def posteriors_path(results: Path) -> Path:
     """The file beside a benchmark's JSON file."""
@@ -45,8 +48,8 @@ def write_posteriors(
     partial.replace(path)
 
 
-def read_posteriors(path: Path) -> Mapping[tuple[str, int], pd.DataFrame]:
-    """The rows of every model and seed, by image id; nothing where there is no file."""
+def read_posteriors(path: Path) -> Said:
+    """Nothing where there is no file."""
     if not path.exists():
         return {}
     frame = pd.read_parquet(path)
