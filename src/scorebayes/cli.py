@@ -421,6 +421,13 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
     out.print(table)
     cost = f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s an image"
     out.print(f"always the larger class: accuracy {metrics['majority_accuracy']:.3f}; {cost}")
+    for name, found in metrics["shift"].items():
+        if found["noticed"]:
+            typer.echo(
+                f"warning: images of class {name!r} can be told from the training images by their look (AUC "
+                f"{found['auc']:.2f}): calibration and threshold may not hold on this split.",
+                err=True,
+            )
 
 
 def _say_next(done: str, command: str) -> None:

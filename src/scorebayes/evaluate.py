@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes import looks
-from scorebayes.appearance import LEAST_IMAGES
+from scorebayes.appearance import LEAST_IMAGES, MOST_IMAGES, statistics
 from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
 from scorebayes.calibrate import Calibration, fit_calibration
 from scorebayes.checkpoint import write_atomically
@@ -27,6 +27,7 @@ from scorebayes.pooling import Units, fit_pooling
 from scorebayes.posterior import Posterior, bayes, prior_log_odds
 from scorebayes.run import Decision, Run
 from scorebayes.scoring import read_table, suffix
+from scorebayes.shift import Sample, measure_shift
 from scorebayes.spreadsheet import csv_text
 from scorebayes.table import LogLikTable
 from scorebayes.typicality import fit_typicality
@@ -106,6 +107,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         ),
         "raw": _probability_metrics(_raw_posterior(good, decision, run.log_prior), good, known),
         "baselines": _baselines(run, split, good, posterior, known),
+        "shift": {} if split == "train" else _shift(run, images),
     }
     metrics |= _pooled_levels(run, good, posterior, decision)
     if good.kind != "class-score":
@@ -114,6 +116,19 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         metrics["bits_per_dim"] = float(bits.mean())
     run.write_json(f"metrics-{split}{suffix(estimator)}.json", metrics)
     return metrics
+
+
+def _shift(run: Run, images: ImageSet) -> dict[str, Any]:
+    """How far the images of each class can be told from the training images by their look (``measure_shift``)."""
+    train = load_split(run, "train").labelled()
+    return measure_shift(_sample(run, train), _sample(run, images), run.facts.classes, run.config.seed)
+
+
+def _sample(run: Run, images: ImageSet) -> Sample:
+    rows = np.random.default_rng(run.config.seed).permutation(len(images))[:MOST_IMAGES]
+    some = images.subset(np.sort(rows))
+    patients = [record.patient_id or record.image_id for record in some.records]
+    return Sample(statistics(looks.pixels(run, some)), some.labels, patients)
 
 
 def predictions(

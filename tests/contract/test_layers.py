@@ -33,6 +33,7 @@ LAYERS = [
         "metrics",
         "figures",
         "heat",
+        "shift",
     ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
     ["appearance", "table", "spreadsheet", "noise", "draws", "scattering", "progress", "schedule"],
@@ -49,7 +50,7 @@ NO_TORCH = [
     "report",
     "figures",
 ]
-NO_TORCH += ["appearance", "heat"]
+NO_TORCH += ["appearance", "heat", "shift"]
 MATHEMATICS = [
     "noise",
     "draws",

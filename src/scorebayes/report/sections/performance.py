@@ -256,6 +256,7 @@ def calibration(run: Run) -> Section:
         f"{share(int(sure.sum()), len(cases))} images have a probability beyond {metrics.SATURATED}"
         + (f"; {right} of these are named rightly." if sure.any() else ".")
     ]
+    words += _shift_words(m.get("shift") or {})
     if not columns["raw"]:
         words.append(
             f"Not done: the metrics of the raw probabilities; '{run.command('evaluate', f'--split {run.split}')}' "
@@ -285,6 +286,20 @@ def calibration(run: Run) -> Section:
     table = Table("Calibration with 95 % intervals", ("", *columns), rows)
     numbers = {"saturated": int(sure.sum()), "saturated_right": right, **curves}
     return Section("calibration", title, words, [table], panels, numbers=numbers)
+
+
+def _shift_words(shift: Mapping[str, Any]) -> list[str]:
+    """Whether these images look like the training images; nothing where it was not measured."""
+    if not shift:
+        return []
+    areas = ", ".join(f"{short(name)} {estimate(values, 'auc')}" for name, values in shift.items())
+    told = (
+        "Class by class, plain statistics of their look tell these images from the training images with an AUC of: "
+        f"{areas} (0.5: no difference)."
+    )
+    if any(values["noticed"] for values in shift.values()):
+        told += " Calibration and threshold were fitted on images like the training images, and may not hold here."
+    return [told]
 
 
 def usefulness(run: Run) -> Section:
