@@ -10,7 +10,7 @@ images say otherwise.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,15 @@ class Calibration:
     def offsets(self, wavelets: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the logits hold beside the noise levels, without Monte-Carlo error: wavelets [N, Y] -> [N, Y]."""
         return self.wavelet_weight * wavelets + self.bias
+
+    def rescaled(self, other: Calibration) -> Calibration:
+        """This calibration and, on its logits, one of a single weight: how sure, and for whom. The shares of the levels and
+        of the wavelets stay."""
+        (scale,) = other.weights
+        return replace(
+            self, weights=scale * self.weights, bias=scale * self.bias + other.bias,
+            wavelet_weight=float(scale * self.wavelet_weight), log_loss=other.log_loss, n=other.n,
+        )  # fmt: skip
 
     def own_draws(self, table: LogLikTable) -> NDArray[np.float64]:
         """The draws [K, N, Y] less their means over the images that the calibration was fitted on.

@@ -215,6 +215,30 @@ def evaluate(run_dir: RunDir, split: Split = "test", estimator: Estimator = "") 
 
 
 @app.command()
+def recalibrate(
+    run_dir: RunDir,
+    data: Annotated[str, typer.Option(help=f"Labelled images of the place of use, KIND[:PATH]: {_SOURCES}.")],
+    new_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")],
+    prior: Annotated[
+        str,
+        typer.Option(help="Class prior there, as in predict; by default the class shares of these images."),
+    ] = "",
+    device: Device = "auto",
+) -> None:
+    """A run for another place: the same weights, calibration and threshold fitted on labelled images from there.
+
+    Example: scorebayes recalibrate runs/breast --data folder:here --out runs/breast-here
+    """
+    from scorebayes.predict import read_prior
+    from scorebayes.recalibrate import recalibrate as fit
+
+    run = _open(run_dir, device)
+    found = fit(run, data, new_dir, read_prior(prior, run) if prior else None)
+    _show_table({"as it was": found.before, "recalibrated (cross-validated)": found.after})
+    _say_next(f"made: {new_dir}", f"scorebayes predict {new_dir} FILES --out predictions.csv")
+
+
+@app.command()
 def predict(
     run_dir: RunDir,
     files: Annotated[list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, NPY, DICOM).")],
@@ -405,7 +429,8 @@ def _open(run_dir: Path, device: str) -> Run:
     return open_run(run_dir, device)
 
 
-def _show_metrics(metrics: dict[str, Any]) -> None:
+def _show_table(models: dict[str, dict[str, Any]]) -> None:
+    """Metrics of models by their titles."""
     table = Table("", "AUC", "accuracy", "balanced accuracy", "log loss", "ECE")
 
     def cell(figures: dict[str, Any], name: str) -> str:
@@ -414,18 +439,23 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
             return "-"
         return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
-    for title, figures in {"ScoreBayes": metrics, **metrics["baselines"]}.items():
+    for title, figures in models.items():
         table.add_row(
             title, *(cell(figures, m) for m in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"))
         )
     out.print(table)
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    _show_table({"ScoreBayes": metrics, **metrics["baselines"]})
     cost = f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s an image"
     out.print(f"always the larger class: accuracy {metrics['majority_accuracy']:.3f}; {cost}")
     for name, found in metrics["shift"].items():
         if found["noticed"]:
             typer.echo(
                 f"warning: images of class {name!r} can be told from the training images by their look (AUC "
-                f"{found['auc']:.2f}): calibration and threshold may not hold on this split.",
+                f"{found['auc']:.2f}): calibration and threshold may not hold on this split. 'scorebayes recalibrate' "
+                "fits them on labelled images.",
                 err=True,
             )
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from scorebayes.benchmark.names import BEST, OURS, REFERENCE
+
 app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.", no_args_is_help=True)
 
 RESULTS = Path("benchmarks/results")
@@ -332,6 +334,37 @@ def compare(
     for model, lead in found["minus"].items():
         low, high = lead["auc_difference_ci95"]
         typer.echo(f"minus {model}: {lead['auc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+
+
+@app.command()
+def site(
+    results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
+    models: Annotated[str, typer.Option(help="Models in it, with commas.")] = ",".join(
+        (OURS, BEST, REFERENCE)
+    ),
+    patients: Annotated[
+        str, typer.Option(help="How many test patients calibrate, with commas.")
+    ] = "20,50,100",
+    out: Annotated[Path | None, typer.Option(help="JSON file to write. [default: beside it]")] = None,
+) -> None:
+    """What labelled images of the place of use bring: models of a benchmark calibrated on some of its test patients.
+
+    Example: scorebayes benchmark site benchmarks/results/pneumoniamnist.json
+    """
+    from scorebayes.benchmark.site import measure_site
+    from scorebayes.errors import ConfigError
+
+    try:
+        numbers = [int(part) for part in patients.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"patients {patients!r}.", "Give numbers such as 20,50.") from error
+    path = out or results.with_name(f"{results.stem}-site.json")
+    found = measure_site(results, [part.strip() for part in models.split(",")], numbers)
+    _write(path, found)
+    for model, by_number in found["models"].items():
+        told = (f"{n}: {of['accuracy']['mean']:.3f} / {of['ece']['mean']:.3f}" for n, of in by_number.items())
+        typer.echo(f"{model}, accuracy / calibration error by patients: {', '.join(told)}")
+    typer.echo(f"written: {path}")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

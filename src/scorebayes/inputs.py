@@ -134,6 +134,25 @@ def load_split(run: Run, split: str) -> ImageSet:
     return images
 
 
+def load_labelled(run: Run, data: str) -> ImageSet:
+    """The labelled images of another data set, KIND[:PATH], prepared as those of the run.
+
+    ConfigError where it has other classes, DataError where no labelled image can be used.
+    """
+    source = open_source(data)
+    if source.info.classes != run.facts.classes:
+        raise ConfigError(
+            f"{data}: the classes are {', '.join(source.info.classes)}; the run knows {', '.join(run.facts.classes)}.",
+            "Name them as the run does.",
+        )
+    records = [record for record in source.records() if record.label is not None]
+    images, rejected = _load(source, records, run.config, run.path)
+    if not len(images):
+        reason = f" ({rejected[0].reason})" if rejected else ""
+        raise DataError(f"{data}: no labelled image can be used{reason}.", "See: scorebayes data check.")
+    return images
+
+
 def absolute_source(data: str) -> str:
     """KIND:PATH with the path made absolute, so that the run can be used from any folder."""
     kind, colon, rest = data.partition(":")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +39,22 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
         for part, start in enumerate(range(0, len(images), IMAGES_PER_PART)):
             stop = min(start + IMAGES_PER_PART, len(images))
             if not (folder / f"part-{part:06d}.parquet").exists():
-                tables = []
-                for first in range(start, stop, IMAGES_AT_A_TIME):
-                    some = images.subset(np.arange(first, min(first + IMAGES_AT_A_TIME, stop)))
-                    x = run.standardise(some.images, dequantisation(run, likelihood, some))
-                    tables.append(run.log_lik(x, some.keys, likelihood).with_labels(some.labels))
-                    advance(first + len(some), "")
+                tables, done = [], start
+                for table in score_images(run, images.subset(np.arange(start, stop)), likelihood):
+                    tables.append(table)
+                    done += len(table)
+                    advance(done, "")
                 LogLikTable.concatenate(tables).write_part(folder, part)
             advance(stop, "")
     return folder
+
+
+def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> Iterator[LogLikTable]:
+    """The log-likelihood tables of prepared images with their labels, a few images at a time."""
+    for first in range(0, len(images), IMAGES_AT_A_TIME):
+        some = images.subset(np.arange(first, min(first + IMAGES_AT_A_TIME, len(images))))
+        x = run.standardise(some.images, dequantisation(run, likelihood, some))
+        yield run.log_lik(x, some.keys, likelihood).with_labels(some.labels)
 
 
 def dequantisation(run: Run, likelihood: Likelihood, images: ImageSet) -> Tensor | float:

@@ -15,6 +15,7 @@ LAYERS = [
     ["benchmark"],
     ["stages", "tune"],
     ["noise_choice"],
+    ["recalibrate"],
     ["predict", "explain", "evidence", "counterfactual", "gallery", "evaluate", "report"],
     ["scoring", "train", "wavelet_fit", "baselines", "sequential"],
     ["looks"],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,21 +114,18 @@ def _device(net: nn.Module) -> torch.device:
     return next(itertools.chain(net.parameters(), net.buffers())).device
 
 
-def score_table(logits: NDArray, keys: Sequence[str], labels: NDArray) -> LogLikTable:
-    """Logits [N, Y] as a table of class scores, for calibration and Bayes' rule: one level, one draw, no noise."""
-    n = len(logits)
-    return LogLikTable(
-        tuple(keys), labels, logits[None].astype(np.float64), np.zeros((1, n)), np.zeros(1, dtype=np.int64),
-        np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), "class-score",
-    )  # fmt: skip
-
-
-def calibrate(logits: NDArray, log_prior: NDArray, val: ImageSet, seed: int) -> Calibration:
-    """Temperature and bias of logits [N, Y] of the validation images; with the cross-fitted log-loss (nats per image).
+def calibrate(logits: NDArray, log_prior: NDArray, labels: NDArray[np.int64], seed: int) -> Calibration:
+    """Temperature and bias of logits [N, Y] of images with labels [N]; with the cross-fitted log-loss (nats per image).
 
     ``log_prior`` [Y]: what the logits contain of a prior; it is taken out, so that the run's own can be put in.
     """
-    shares = np.log(np.bincount(val.labels, minlength=logits.shape[1]) / len(val))
-    found = fit_calibration(score_table(logits - log_prior, val.keys, val.labels), shares, seed=seed)
+    n = len(logits)
+    # A table of class scores: one level, one draw, no noise.
+    table = LogLikTable(
+        tuple(map(str, range(n))), labels, (logits - log_prior)[None].astype(np.float64), np.zeros((1, n)),
+        np.zeros(1, dtype=np.int64), np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), "class-score",
+    )  # fmt: skip
+    shares = np.log(np.bincount(labels, minlength=logits.shape[1]) / n)
+    found = fit_calibration(table, shares, seed=seed)
     weights = np.maximum(found.weights, LEAST_WEIGHT)
     return replace(found, weights=weights, bias=found.bias - weights[0] * log_prior)

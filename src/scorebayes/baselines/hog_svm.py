@@ -47,7 +47,7 @@ class HogSvm(Kind):
         for strength, width in product(STRENGTHS, WIDTHS):
             net = _Machines(len(f), f.shape[1], n_classes)
             net.fit(f, train.labels, strength, width * unit)
-            loss = calibrate(net.decide(f_val), log_prior, val, run.config.seed).log_loss
+            loss = calibrate(net.decide(f_val), log_prior, val.labels, run.config.seed).log_loss
             tried.append({"setting": {"C": strength, "gamma": width * unit}, "val_log_loss": loss})
             if best is None or loss < lowest:
                 best, lowest, chosen = net, loss, tried[-1]["setting"]

@@ -260,7 +260,7 @@ class _Training:
                 advance(self.step, f"loss {loss:.4f}")
                 if self.step % every == 0 or self.step == self.steps:
                     logits = raw_logits(self.run, self.averaged.eval(), val)
-                    log_loss = calibrate(logits, self.log_prior, val, self.run.config.seed).log_loss
+                    log_loss = calibrate(logits, self.log_prior, val.labels, self.run.config.seed).log_loss
                     self.seconds = time.monotonic() - start
                     yield log_loss
 

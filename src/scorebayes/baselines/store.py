@@ -63,7 +63,7 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
         trials = open_baseline(tuned, name).record.get("settings_tried", [])
         write_atomically(folder / "trials.json", json.dumps(trials))
     found = kind.fit(run, train, val, folder, steps)
-    calibration = calibrate(raw_logits(run, found.net, val), found.log_prior, val, run.config.seed)
+    calibration = calibrate(raw_logits(run, found.net, val), found.log_prior, val.labels, run.config.seed)
     weights = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in found.net.state_dict().items()}
     )

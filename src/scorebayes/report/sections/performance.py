@@ -256,7 +256,7 @@ def calibration(run: Run) -> Section:
         f"{share(int(sure.sum()), len(cases))} images have a probability beyond {metrics.SATURATED}"
         + (f"; {right} of these are named rightly." if sure.any() else ".")
     ]
-    words += _shift_words(m.get("shift") or {})
+    words += _shift_words(run)
     if not columns["raw"]:
         words.append(
             f"Not done: the metrics of the raw probabilities; '{run.command('evaluate', f'--split {run.split}')}' "
@@ -288,8 +288,9 @@ def calibration(run: Run) -> Section:
     return Section("calibration", title, words, [table], panels, numbers=numbers)
 
 
-def _shift_words(shift: Mapping[str, Any]) -> list[str]:
+def _shift_words(run: Run) -> list[str]:
     """Whether these images look like the training images; nothing where it was not measured."""
+    shift = run.metrics.get("shift") or {}
     if not shift:
         return []
     areas = ", ".join(f"{short(name)} {estimate(values, 'auc')}" for name, values in shift.items())
@@ -298,7 +299,11 @@ def _shift_words(shift: Mapping[str, Any]) -> list[str]:
         f"{areas} (0.5: no difference)."
     )
     if any(values["noticed"] for values in shift.values()):
-        told += " Calibration and threshold were fitted on images like the training images, and may not hold here."
+        remedy = run.command("recalibrate", "--data KIND:PATH --out NEW")
+        told += (
+            " Calibration and threshold were fitted on images like the training images, and may not hold here: "
+            f"'{remedy}' fits them on labelled images from here."
+        )
     return [told]
 
 
