@@ -250,13 +250,9 @@ def robustness(
     Example: scorebayes benchmark robustness runs/breast --severities 1,3,5
     """
     from scorebayes.benchmark.robustness import OURS, draw_robustness, measure_robustness
-    from scorebayes.errors import ConfigError
     from scorebayes.run import open_run
 
-    try:
-        chosen = [int(part) for part in severities.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"severities {severities!r}.", "Give numbers such as 1,3,5.") from error
+    chosen = _numbers("severities", severities, "1,3,5")
     found = measure_robustness(open_run(run_dir, device), images, chosen)
     _write(out, found)
     draw_robustness(found, figure)
@@ -352,12 +348,8 @@ def site(
     Example: scorebayes benchmark site benchmarks/results/pneumoniamnist.json
     """
     from scorebayes.benchmark.site import measure_site
-    from scorebayes.errors import ConfigError
 
-    try:
-        numbers = [int(part) for part in patients.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"patients {patients!r}.", "Give numbers such as 20,50.") from error
+    numbers = _numbers("patients", patients, "20,50")
     path = out or results.with_name(f"{results.stem}-site.json")
     found = measure_site(results, [part.strip() for part in models.split(",")], numbers)
     _write(path, found)
@@ -365,6 +357,16 @@ def site(
         told = (f"{n}: {of['accuracy']['mean']:.3f} / {of['ece']['mean']:.3f}" for n, of in by_number.items())
         typer.echo(f"{model}, accuracy / calibration error by patients: {', '.join(told)}")
     typer.echo(f"written: {path}")
+
+
+def _numbers(name: str, text: str, example: str) -> list[int]:
+    """Whole numbers with commas between them. ConfigError for anything else."""
+    from scorebayes.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{name} {text!r}.", f"Give numbers such as {example}.") from error
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

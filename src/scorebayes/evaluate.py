@@ -53,16 +53,21 @@ def calibrate(run: Run, estimator: str = "") -> Decision:
     known = reference if len(reference) >= LEAST_IMAGES else None
     typicality = fit_typicality(table, images=known, seed=run.config.seed)
     decision = Decision(calibration, threshold, typicality, run.log_prior, pooling)
+    write_decision(run, decision, "val", estimator)
+    return decision
+
+
+def write_decision(run: Run, decision: Decision, fitted_on: str, estimator: str = "") -> None:
+    """Write ``calibration.json`` (``calibration.<estimator>.json``), with the images it was fitted on in words."""
     run.write_json(
         f"calibration{suffix(estimator)}.json",
         {
             **decision.to_dict(),
-            "fitted_on": "val",
+            "fitted_on": fitted_on,
             "estimator": estimator or run.config.sections["likelihood"]["kind"],
             "threshold_rule": THRESHOLD_RULE,
         },
     )
-    return decision
 
 
 def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
@@ -125,10 +130,8 @@ def _shift(run: Run, images: ImageSet) -> dict[str, Any]:
 
 
 def _sample(run: Run, images: ImageSet) -> Sample:
-    rows = np.random.default_rng(run.config.seed).permutation(len(images))[:MOST_IMAGES]
-    some = images.subset(np.sort(rows))
-    patients = [record.patient_id or record.image_id for record in some.records]
-    return Sample(statistics(looks.pixels(run, some)), some.labels, patients)
+    some = images.drawn(MOST_IMAGES, run.config.seed)
+    return Sample(statistics(looks.pixels(run, some)), some.labels, some.patients)
 
 
 def predictions(

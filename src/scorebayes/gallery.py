@@ -34,9 +34,7 @@ def draw_samples(
             samples.append(draw(score, torch.full((per_class,), y), shape, generator))
             advance(y + 1, run.facts.classes[y])
     drawn = torch.cat(samples)
-    train = load_split(run, "train")
-    rows = np.random.default_rng(run.config.seed).permutation(len(train))[:TRAINING_IMAGES]
-    known = run.standardise(train.images[np.sort(rows)])
+    known = run.standardise(load_split(run, "train").drawn(TRAINING_IMAGES, run.config.seed).images)
     index, distance = nearest(drawn, known)
     images, neighbours = run.restore(drawn), run.restore(known[index])
     labels = np.repeat(np.arange(len(run.facts.classes)), per_class)

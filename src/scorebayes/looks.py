@@ -20,7 +20,5 @@ def reference_pixels(run: Run) -> NDArray[np.float32]:
     """Training and validation images [M, C, S, S] that appearance is learned from; drawn at random where there are many."""
     parts = []
     for split in ("train", "val"):
-        images = load_split(run, split)
-        rows = np.random.default_rng(run.config.seed).permutation(len(images))[: MOST_IMAGES // 2]
-        parts.append(pixels(run, images.subset(np.sort(rows))))
+        parts.append(pixels(run, load_split(run, split).drawn(MOST_IMAGES // 2, run.config.seed)))
     return np.concatenate(parts)

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
 from scorebayes.baselines.base import calibrate
-from scorebayes.data.load import ImageSet
+from scorebayes.calibrate import Calibration
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import THRESHOLD_RULE
+from scorebayes.evaluate import THRESHOLD_RULE, write_decision
 from scorebayes.inputs import load_labelled
 from scorebayes.metrics import choose_threshold, classification_metrics
+from scorebayes.posterior import bayes
 from scorebayes.progress import progress_bar
 from scorebayes.run import Run, open_run, reconfigured
 from scorebayes.scoring import score_images
@@ -75,7 +75,7 @@ def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None
 
 def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> Recalibrated:
     images = load_labelled(begun, data)
-    patients = _patients(images)
+    patients = np.array(images.patients)
     for y, name in enumerate(run.facts.classes):
         n = len(set(patients[images.labels == y]))
         if n < LEAST_PATIENTS:
@@ -83,44 +83,23 @@ def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> 
                 f"{data}: {n} patients (or images, where no patient is named) of class {name!r}.",
                 f"At least {LEAST_PATIENTS} of every class are needed.",
             )
-    tables, done = [], 0
     with progress_bar("score", len(images)) as advance:
-        for some in score_images(run, images, run.likelihood):
-            tables.append(some)
-            done += len(some)
-            advance(done, "")
-    table = LogLikTable.concatenate(tables)
-    good = table.status == "ok"
-    labels, patients = table.labels[good], patients[good]
-    decision, positive, seed = run.decision, run.facts.info.positive, run.config.seed
-    evidence = decision.calibration.logits(table.usable())
+        table = score_images(run, images, run.likelihood, advance)
+    patients, table = patients[table.status == "ok"], table.usable()
+    labels, decision, positive = table.labels, run.decision, run.facts.info.positive
     if log_prior is None:
-        log_prior = _log_shares(labels, evidence.shape[1])
-    none = np.zeros(evidence.shape[1])  # what the evidence contains of a prior
-    fitted = calibrate(evidence, none, labels, seed)
-    prob = softmax(fitted.weights[0] * evidence + fitted.bias + log_prior, axis=1)
+        log_prior = table.log_shares
+    calibration = _fit(run, table)
+    prob = bayes(table, log_prior, calibration).prob
     after = np.empty_like(prob)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for others, part in folds.split(evidence, labels, patients):
-        once = calibrate(evidence[others], none, labels[others], seed)
-        after[part] = softmax(once.weights[0] * evidence[part] + once.bias + log_prior, axis=1)
-    new = replace(
-        decision,
-        calibration=decision.calibration.rescaled(fitted),
-        threshold=choose_threshold(labels, prob, THRESHOLD_RULE, positive=positive),
-        log_prior=log_prior,
-    )
-    begun.write_json(
-        "calibration.json",
-        {
-            **new.to_dict(),
-            "fitted_on": f"{len(labels)} images of {data}",
-            "estimator": run.config.sections["likelihood"]["kind"],
-            "threshold_rule": THRESHOLD_RULE,
-        },
-    )
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=run.config.seed)
+    for others, part in folds.split(labels, labels, patients):
+        after[part] = bayes(table.rows(part), log_prior, _fit(run, table.rows(others))).prob
+    threshold = choose_threshold(labels, prob, THRESHOLD_RULE, positive=positive)
+    new = replace(decision, calibration=calibration, threshold=threshold, log_prior=log_prior)
+    write_decision(begun, new, f"{len(labels)} images of {data}")
     reconfigured(begun, begun.config.changed("prior", kind="given", prob=np.exp(log_prior).tolist()))
-    before = softmax(evidence + run.log_prior, axis=1)
+    before = bayes(table, run.log_prior, decision.calibration).prob
     judged = [
         classification_metrics(labels, p, positive=positive, groups=patients.tolist())
         for p in (before, after)
@@ -128,11 +107,8 @@ def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> 
     return Recalibrated(begun, *judged)
 
 
-def _patients(images: ImageSet) -> NDArray[np.object_]:
-    """Of every image; where none is named, the image stands for itself."""
-    return np.array([record.patient_id or record.image_id for record in images.records], dtype=object)
-
-
-def _log_shares(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.log(np.bincount(labels, minlength=n_classes) / len(labels))
-    return found
+def _fit(run: Run, table: LogLikTable) -> Calibration:
+    """The run's calibration, scaled and shifted for the images of a table."""
+    evidence = run.calibration.logits(table)
+    none = np.zeros(evidence.shape[1])  # what the evidence contains of a prior
+    return run.calibration.rescaled(calibrate(evidence, none, table.labels, run.config.seed))

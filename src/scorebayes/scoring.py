@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,22 +39,29 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
         for part, start in enumerate(range(0, len(images), IMAGES_PER_PART)):
             stop = min(start + IMAGES_PER_PART, len(images))
             if not (folder / f"part-{part:06d}.parquet").exists():
-                tables, done = [], start
-                for table in score_images(run, images.subset(np.arange(start, stop)), likelihood):
-                    tables.append(table)
-                    done += len(table)
-                    advance(done, "")
-                LogLikTable.concatenate(tables).write_part(folder, part)
+                some = images.subset(np.arange(start, stop))
+                score_images(run, some, likelihood, advance, start).write_part(folder, part)
             advance(stop, "")
     return folder
 
 
-def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> Iterator[LogLikTable]:
-    """The log-likelihood tables of prepared images with their labels, a few images at a time."""
+def score_images(
+    run: Run, images: ImageSet, likelihood: Likelihood, advance: Callable[[int, str], None], before: int = 0
+) -> LogLikTable:
+    """The log-likelihood table of prepared images with their labels, a few images at a time. ``advance``: of a
+    ``progress_bar`` that stood at ``before``."""
+    tables = []
     for first in range(0, len(images), IMAGES_AT_A_TIME):
         some = images.subset(np.arange(first, min(first + IMAGES_AT_A_TIME, len(images))))
-        x = run.standardise(some.images, dequantisation(run, likelihood, some))
-        yield run.log_lik(x, some.keys, likelihood).with_labels(some.labels)
+        tables.append(score_batch(run, some, likelihood))
+        advance(before + first + len(some), "")
+    return LogLikTable.concatenate(tables)
+
+
+def score_batch(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTable:
+    """The same of images all at once."""
+    x = run.standardise(images.images, dequantisation(run, likelihood, images))
+    return run.log_lik(x, images.keys, likelihood).with_labels(images.labels)
 
 
 def dequantisation(run: Run, likelihood: Likelihood, images: ImageSet) -> Tensor | float:

@@ -215,9 +215,8 @@ def test_the_doctor_tells_versions_and_an_absent_data_root(tmp_path):
 
 
 def test_waiting_threads_leave_their_core_to_others_unless_the_user_says_otherwise():
-    told = scorebayes(
-        "doctor", OMP_DISPLAY_ENV="TRUE"
-    ).stderr  # by the library of the threads itself, when it is loaded
+    # Told by the library of the threads itself, when it is loaded.
+    told = scorebayes("doctor", OMP_DISPLAY_ENV="TRUE").stderr
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
     told = scorebayes("doctor", OMP_DISPLAY_ENV="TRUE", OMP_WAIT_POLICY="ACTIVE").stderr
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in told

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from scorebayes import cli_benchmark, scoring
 from scorebayes.baselines import fit_baseline
 from scorebayes.benchmark.attacks import OurTarget, PeerTarget, Pgd, Square, grey_levels
-from scorebayes.benchmark.images import as_images, corrupted, foreign, score_images, some_of
+from scorebayes.benchmark.images import as_images, corrupted, foreign, score_images
 from scorebayes.benchmark.ood import measure_ood
 from scorebayes.benchmark.robustness import OURS, auc_grid, measure_robustness
 from scorebayes.errors import ConfigError
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(run):
-    return some_of(load_split(run, "test"), 6, seed=0)
+    return load_split(run, "test").drawn(6, seed=0)
 
 
 def command(run, *arguments: str) -> str:

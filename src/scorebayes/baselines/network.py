@@ -206,16 +206,18 @@ def score_steps(run: Run) -> int:
 
     ConfigError where a cap on the minutes may cut them, and it is not trained yet.
     """
-    config = run.config.train
-    states = [] if config.minutes is None else run.checkpoints.entries("state")
-    if config.minutes is not None and not states:
-        raise ConfigError(
-            f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
-            "Run 'scorebayes train' first.",
-        )
+    steps = run.config.train.steps
+    if run.config.train.minutes is not None:
+        states = run.checkpoints.entries("state")
+        if not states:
+            raise ConfigError(
+                f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
+                "Run 'scorebayes train' first.",
+            )
+        steps = max(entry["step"] for entry in states)
     start = run.start
     before = score_steps(start) if start else 0
-    return before + max((entry["step"] for entry in states), default=config.steps)
+    return before + steps
 
 
 class _Training:

@@ -8,7 +8,7 @@ from typing import Any
 
 from scorebayes.baselines import fit_baseline
 from scorebayes.benchmark.attacks import OurTarget, PeerTarget, Pgd, Square, Target, grey_levels
-from scorebayes.benchmark.images import score_images, some_of
+from scorebayes.benchmark.images import score_images
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split
@@ -31,7 +31,7 @@ def measure_adversarial(
     """
     if peer == "hog-svm":
         raise ConfigError("'hog-svm' has no gradient.", "Attack another baseline, such as resnet18.")
-    some = some_of(load_split(run, "test"), images, run.config.seed)
+    some = load_split(run, "test").drawn(images, run.config.seed)
     targets: dict[str, Target] = {OURS: OurTarget(run, repeats), peer: PeerTarget(fit_baseline(run, peer))}
     levels = dict(zip(budgets, grey_levels(budgets, some.bits), strict=True))
     attacks = [("PGD", Pgd(steps), budget) for budget in budgets] + [

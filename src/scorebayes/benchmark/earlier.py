@@ -12,7 +12,7 @@ import numpy as np
 
 from scorebayes.benchmark.answers import Answers
 from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, PARTS
-from scorebayes.benchmark.posteriors import Said, posteriors_path, read_posteriors
+from scorebayes.benchmark.posteriors import Said, class_indices, posteriors_path, read_posteriors
 from scorebayes.data.base import SourceInfo
 from scorebayes.errors import ConfigError, DataError
 
@@ -67,7 +67,7 @@ class Earlier:
             file = posteriors_path(self.path)
             raise ConfigError(f"{file}: lacks what ours said with seed {seed}.", "Leave out --keep-ours.")
         rows = self.said[OURS, seed]
-        labels = rows["label"].map({name: y for y, name in enumerate(info.classes)}).to_numpy(np.int64)
+        labels = class_indices(rows["label"], info.classes)
         bare = Answers(labels, tuple(rows.index), tuple(rows["patient_id"]), {}, info.positive)
         return self.add(bare, self.answered(OWN, [seed]), seed, info.classes)
 

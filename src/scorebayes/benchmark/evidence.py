@@ -62,9 +62,7 @@ def measure_evidence(runs: Sequence[Run], images: int, *, steps: int | None = No
 
 
 def _measure(run: Run, limit: int, steps: int | None) -> dict[str, Any]:
-    test = load_split(run, "test")
-    rows = np.random.default_rng(run.config.seed).permutation(len(test))[:limit]
-    test = test.subset(np.sort(rows))
+    test = load_split(run, "test").drawn(limit, run.config.seed)
     baseline = fit_baseline(run, NETWORK, steps)
     with progress_bar(f"evidence {run.facts.info.name}", 2 * len(test)) as advance:
         lesion = None

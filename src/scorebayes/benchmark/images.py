@@ -16,16 +16,10 @@ from scorebayes.data.load import ImageSet
 from scorebayes.errors import DataError
 from scorebayes.likelihood import Likelihood
 from scorebayes.run import Run
-from scorebayes.scoring import dequantisation, read_table, score_split, table_path
+from scorebayes.scoring import read_table, score_batch, score_split, table_path
 from scorebayes.table import LogLikTable
 
 IMAGES_PER_PART = 16
-
-
-def some_of(images: ImageSet, n: int, seed: int) -> ImageSet:
-    """At most ``n`` of the images, drawn at random and in their order."""
-    rows = np.random.default_rng(seed).permutation(len(images))[:n]
-    return images.subset(np.sort(rows))
 
 
 def _shares(images: ImageSet) -> NDArray[np.float32]:
@@ -101,7 +95,6 @@ def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTa
         digest = hashlib.blake2b(maker.encode() + np.ascontiguousarray(part.images).tobytes(), digest_size=12)
         place = folder / digest.hexdigest()
         if not (place / "part-000000.parquet").exists():
-            x = run.standardise(part.images, dequantisation(run, likelihood, part))
-            run.log_lik(x, part.keys, likelihood).write_part(place, 0)
+            score_batch(run, part, likelihood).write_part(place, 0)
         tables.append(LogLikTable.read(place))
     return LogLikTable.concatenate(tables).with_labels(images.labels)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from scorebayes.benchmark.images import as_images, foreign, score_images, some_of, split_table
+from scorebayes.benchmark.images import as_images, foreign, score_images, split_table
 from scorebayes.data.foreign import FOREIGN, pictures
 from scorebayes.data.load import ImageSet
 from scorebayes.inputs import load_split
@@ -37,7 +37,7 @@ def measure_ood(run: Run, images: int, data_root: Path) -> dict[str, Any]:
     seed, bound = run.config.seed, DenoisingBound()
     test, val = load_split(run, "test"), load_split(run, "val")
     judge, stored = _judge(run, val)
-    some, some_val = some_of(test, images, seed), some_of(val, images, seed)
+    some, some_val = test.drawn(images, seed), val.drawn(images, seed)
     found = pictures(data_root, run.facts.info.name, images, np.random.default_rng(seed))
     kinds = {name: (foreign(some, name, seed), 0) for name in FOREIGN}
     kinds |= {name: as_images(run, files, name) for name, files in found.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from scorebayes.benchmark.answers import Answers
 
@@ -46,6 +47,11 @@ def write_posteriors(
     partial = path.with_suffix(".partial")
     pd.concat(rows, ignore_index=True).to_parquet(partial, compression="zstd", index=False)
     partial.replace(path)
+
+
+def class_indices(labels: pd.Series, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Names of classes -> their indices [N]."""
+    return labels.map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
 
 
 def read_posteriors(path: Path) -> Said:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.baselines import BASELINES, open_baseline
-from scorebayes.benchmark.images import corrupted, score_images, some_of
+from scorebayes.benchmark.images import corrupted, score_images
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.corrupt import CORRUPTIONS, SEVERITIES
 from scorebayes.data.load import ImageSet
@@ -41,7 +41,7 @@ def measure_robustness(run: Run, images: int, severities: Sequence[int]) -> dict
     """
     if not severities or not set(severities) <= set(SEVERITIES):
         raise ConfigError(f"severities {list(severities)}.", "Give some of 1, 2, 3, 4, 5, such as 1,3,5.")
-    some = some_of(load_split(run, "test"), images, run.config.seed)
+    some = load_split(run, "test").drawn(images, run.config.seed)
     positive = run.facts.info.positive
     if len(set(some.labels == positive)) < 2:
         raise ConfigError(f"{len(some)} test images show one class only.", "Raise --images.")

@@ -20,6 +20,7 @@ from scorebayes import stages
 from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
 from scorebayes.benchmark.answers import Answers
 from scorebayes.benchmark.names import MORE, OURS, PIXELS_ALONE, WAVELETS_ALONE
+from scorebayes.benchmark.posteriors import class_indices
 from scorebayes.calibrate import fit_calibration
 from scorebayes.errors import DataError
 from scorebayes.evaluate import evaluate
@@ -196,7 +197,7 @@ def _own_answers(run: Run) -> Answers:
     own = pd.read_csv(run.path / "predictions-test.csv", keep_default_na=False, dtype=str)
     own = own[own["status"] == "ok"]
     images = own["image_id"].map(plain)
-    labels = own["label"].map({name: y for y, name in enumerate(run.facts.classes)}).to_numpy(np.int64)
+    labels = class_indices(own["label"], run.facts.classes)
     groups = own["patient_id"].where(own["patient_id"] != "", images)
     prob = {OURS: own[_columns(run)].to_numpy(np.float64)}
     return Answers(labels, tuple(images), tuple(groups), prob, run.facts.info.positive)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from scorebayes.baselines.base import calibrate
-from scorebayes.benchmark.posteriors import posteriors_path, read_posteriors
+from scorebayes.benchmark.posteriors import class_indices, posteriors_path, read_posteriors
 from scorebayes.benchmark.summary import spread
 from scorebayes.errors import DataError
 from scorebayes.metrics import ece
@@ -65,7 +65,7 @@ def _one_draw(
     frame: pd.DataFrame, classes: Sequence[str], numbers: Sequence[int], seed: int
 ) -> dict[int, tuple[float, float]]:
     """Number of patients -> accuracy and calibration error on the patients that no number takes."""
-    labels = frame["label"].map({name: y for y, name in enumerate(classes)}).to_numpy(np.int64)
+    labels = class_indices(frame["label"], classes)
     prob = frame[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
     patients = np.random.default_rng(seed).permutation(frame["patient_id"].unique())
     if len(patients) <= max(numbers):

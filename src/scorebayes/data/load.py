@@ -74,6 +74,11 @@ class ImageSet:
         rows = np.asarray(rows, dtype=np.int64)
         return ImageSet(self.images[rows], self.bits, tuple(self.records[row] for row in rows))
 
+    def drawn(self, n: int, seed: int) -> ImageSet:
+        """At most ``n`` of the images, drawn at random and in their order."""
+        rows = np.random.default_rng(seed).permutation(len(self))[:n]
+        return self.subset(np.sort(rows))
+
 
 def load(
     source: Source,
