@@ -414,8 +414,9 @@ def demo(
     Example: scorebayes demo
     """
     from scorebayes import inputs, stages
+    from scorebayes.run import pick_device
 
-    metrics, path = stages.demo(run_dir, inputs.absolute_source(data))
+    metrics, path = stages.demo(run_dir, inputs.absolute_source(data), pick_device(device))
     _show_metrics(metrics)
     which = (
         "held-out patients" if metrics["split"] == "test" else "the validation split (there is no test split)"

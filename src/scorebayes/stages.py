@@ -15,7 +15,7 @@ from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.noise_choice import choose_noise
 from scorebayes.report import write_report
-from scorebayes.run import Run, open_run, pick_device, reconfigured
+from scorebayes.run import Run, open_run, reconfigured
 from scorebayes.scoring import score_split
 from scorebayes.wavelet_fit import learn_wavelets
 
@@ -84,10 +84,10 @@ def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: st
     return reconfigured(run, with_choice if same else wanted)
 
 
-def demo(path: Path, data: str) -> tuple[dict[str, Any], Path]:
+def demo(path: Path, data: str, device: torch.device) -> tuple[dict[str, Any], Path]:
     """Train, score, evaluate and report within a few minutes; goes on where it was stopped. Returns metrics and report."""
     layers = [{"train": {"steps": DEMO_STEPS, "minutes": DEMO_MINUTES}}]
-    run = train(path, data, layers, "tiny", pick_device(), resume=path.exists())
+    run = train(path, data, layers, "tiny", device, resume=path.exists())
     split = "test" if (run.split["split"] == "test").any() else "val"
     score_split(run, split)
     metrics = evaluate.evaluate(run, split)

@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from fixtures.tiny_run import DATA
 from PIL import Image
+from typer.testing import CliRunner
 
+from scorebayes.cli import app
 from scorebayes.data import open_source
 
-COMMANDS = [
-    "train",
-    "score",
-    "evaluate",
-    "baseline",
-    "predict",
-    "sample",
-    "report",
-    "doctor",
-    "demo",
-    "data check",
-    "data show",
-    "tune",
-    "explain",
-    *(
-        f"benchmark {name}"
-        for name in (
-            "breastmnist",
-            "speed",
-            "curves",
-            "data-curves",
-            "evidence",
-            "ood",
-            "robustness",
-            "adversarial",
-            "page",
-        )
-    ),
-]
+
+def commands(group: Any, *before: str) -> list[str]:
+    """All that can be called, by their words."""
+    if not hasattr(group, "commands"):
+        return [" ".join(before)]
+    return [words for name, of in group.commands.items() for words in commands(of, *before, name)]
+
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 CONFIG = """
 [net]
@@ -91,11 +75,17 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app)))
 def test_every_command_has_help_with_an_example(command):
-    done = scorebayes(*command.split(), "--help")
-    assert done.returncode == 0
-    assert f"scorebayes {command}" in done.stdout and "Example" in done.stdout
+    done = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exit_code == 0
+    assert f"Example: scorebayes {command}" in done.output
+
+
+def test_help_comes_without_the_heavy_libraries():
+    done = scorebayes("--help", PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0 and "recalibrate" in done.stdout
+    assert "scorebayes.cli" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 def test_the_version_is_told():
@@ -146,6 +136,7 @@ def test_predict_writes_a_row_per_file_and_tells_a_bad_one_by_its_exit_code(fold
         ("train --data phantom --out r --preset smal", "did you mean 'small'"),
         ("train --data phantom --out r --config absent.toml", "absent.toml"),
         ("train --data phantom --out r --device cuda:0", "not there"),
+        ("demo --data phantom --out r --device cuda:0", "not there"),
         ("score absent-run", "scorebayes train"),
         ("evaluate absent-run", "scorebayes train"),
         ("report absent-run", "scorebayes train"),

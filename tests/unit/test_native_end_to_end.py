@@ -18,7 +18,9 @@ from scorebayes.cli import app
 from scorebayes.config import resolve
 from scorebayes.data import open_source
 from scorebayes.errors import DataError
+from scorebayes.run import pick_device
 
+CPU = pick_device("cpu")
 FEW_STEPS = """
 [net]
 channels = [8, 8, 8, 16, 16]
@@ -142,15 +144,15 @@ def own_images(root: Path, splits: tuple[str, ...], per_class: int) -> Path:
 )
 def test_the_demonstration_takes_ones_own_folder(tmp_path, short_demo, splits, evaluated, n):
     data = f"folder:{own_images(tmp_path / 'data', splits, 18)}"
-    metrics, _ = short_demo.demo(tmp_path / "run", data)
+    metrics, _ = short_demo.demo(tmp_path / "run", data, CPU)
     assert (metrics["split"], metrics["n"]) == (evaluated, n)
 
 
 def test_a_vanished_data_folder_stops_and_the_run_goes_on_when_it_is_back(tmp_path, short_demo):
     root = own_images(tmp_path / "data", (".",), 18)
-    short_demo.demo(tmp_path / "run", f"folder:{root}")
+    short_demo.demo(tmp_path / "run", f"folder:{root}", CPU)
     root.rename(tmp_path / "away")
     with pytest.raises(DataError, match="data"):
-        short_demo.demo(tmp_path / "run", f"folder:{root}")
+        short_demo.demo(tmp_path / "run", f"folder:{root}", CPU)
     (tmp_path / "away").rename(root)
-    assert short_demo.demo(tmp_path / "run", f"folder:{root}")[0]["n"] == 6
+    assert short_demo.demo(tmp_path / "run", f"folder:{root}", CPU)[0]["n"] == 6
