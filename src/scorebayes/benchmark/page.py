@@ -16,7 +16,6 @@ from scorebayes.benchmark.hindsight import hindsight_accuracy
 from scorebayes.benchmark.names import (
     BEST,
     CONTROL,
-    ENSEMBLE,
     MORE,
     OURS,
     PIXELS_ALONE,
@@ -39,14 +38,10 @@ TITLES = {
     PIXELS_ALONE: "ScoreBayes, pixels alone",
     WAVELETS_ALONE: "ScoreBayes, wavelets alone",
     MORE: "ScoreBayes, 64 evaluations",
-    ENSEMBLE.format(MORE): "ScoreBayes, 64 evaluations, mean of the seeds",
     WITH_REFERENCE: "ScoreBayes and ResNet-18",
     BEST: "ScoreBayes and two baselines",
-    ENSEMBLE.format(BEST): "ScoreBayes and two baselines, mean of the seeds",
     CONTROL: "the two baselines alone",
-    ENSEMBLE.format(CONTROL): "the two baselines alone, mean of the seeds",
     "resnet18": "ResNet-18",
-    ENSEMBLE.format("resnet18"): "ResNet-18, mean of the seeds",
     "resnet50": "ResNet-50",
     "densenet121": "DenseNet-121",
     "efficientnet-b0": "EfficientNet-B0",
@@ -138,7 +133,7 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
 
 
 def quote_glance(page: Path, readme: Path) -> Path:
-    """Bring the tables that README quotes up to date: those whose first column has the name of one under "At a glance".
+    """Bring the table that README quotes up to date: any whose first column has the name of one under "At a glance".
 
     page: as written by ``write_page``. Returns ``readme``.
     """
@@ -157,7 +152,7 @@ def _first_column(table: str) -> str:
 
 
 def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[str]:
-    """What README quotes first: AUC and accuracy of all models."""
+    """What README quotes: AUC and accuracy of the models."""
     tests = {
         name: {m: model["test"] for m, model in found["models"].items()}
         for name, found in benchmarks.items()
@@ -178,7 +173,7 @@ def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[s
 
 
 def _leads_over_reference(curves: Iterable[tuple[str, str, str, dict[str, Any] | None]]) -> Iterable[str]:
-    """What README quotes then: the leads over the ResNet-18 on the usual curves, each a name, what varies, file, content."""
+    """The leads over the ResNet-18 on the usual curves, each a name, what varies, file, content."""
     leads: dict[str, dict[str, str]] = {}
     for name, vary, stem, found in curves:
         if found is None or stem != f"{name}-{vary}":

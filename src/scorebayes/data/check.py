@@ -103,7 +103,8 @@ def _images(source: Source, records: list[Record], splits: dict[str, str]) -> di
 
 def as_text(result: dict[str, Any]) -> str:
     """The result of ``check`` for people, at most a screen or two."""
-    lines = [f"{result['name']}: {result['records']} usable images of {result['patients']} patients"]
+    of = f"of {result['patients']} patients" if result["patients"] else "(whose patients are not named)"
+    lines = [f"{result['name']}: {result['records']} usable images {of}"]
     if result["counts"]:
         width = max(len(entry["what"]) for entry in result["counts"])
         lines.append("\nTables against the published counts")
