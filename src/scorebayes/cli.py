@@ -71,7 +71,10 @@ def _options(
 def train(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {_SOURCES}.")],
     run_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file; overrides the preset.")] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(help="TOML file; overrides the preset. May be given again: later ones override."),
+    ] = None,
     preset: Annotated[str, typer.Option(help="tiny, light, small or paper.")] = "small",
     size: Annotated[int | None, typer.Option(help="Side of the prepared image in pixels.")] = None,
     steps: Annotated[
@@ -111,7 +114,7 @@ def train(
             options[section][name] = value
     if seed is not None:
         options["seed"] = seed
-    layers = [read_toml(config)] if config else []
+    layers = [read_toml(path) for path in config or ()]
     run = stages.train(
         run_dir, inputs.absolute_source(data), [*layers, options], preset, pick_device(device), resume=resume
     )
@@ -431,18 +434,18 @@ def _open(run_dir: Path, device: str) -> Run:
 
 
 def _show_table(models: dict[str, dict[str, Any]]) -> None:
-    """Metrics of models by their titles."""
-    table = Table("", "AUC", "accuracy", "balanced accuracy", "log loss", "ECE")
+    """Metrics of models by their titles, one line each at 80 columns; further intervals are in the files and the report."""
+    table = Table("", "AUC, 95 % interval", "accuracy", "balanced", "log loss", "ECE", pad_edge=False)
 
     def cell(figures: dict[str, Any], name: str) -> str:
-        value, interval = figures.get(name), figures.get(f"{name}_ci95")
-        if value is None:
-            return "-"
-        return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+        value = figures.get(name)
+        return "-" if value is None else f"{value:.3f}"
 
     for title, figures in models.items():
+        interval = figures.get("auc_ci95")
+        auc = cell(figures, "auc") + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
         table.add_row(
-            title, *(cell(figures, m) for m in ("auc", "accuracy", "balanced_accuracy", "log_loss", "ece"))
+            title, auc, *(cell(figures, m) for m in ("accuracy", "balanced_accuracy", "log_loss", "ece"))
         )
     out.print(table)
 

@@ -88,21 +88,40 @@ def table_path(run: Run, split: str, estimator: str = "") -> Path:
 
 
 def read_table(run: Run, split: str, estimator: str = "") -> LogLikTable:
-    """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is not finished."""
-    table = LogLikTable.read(table_path(run, split, estimator))
+    """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is not finished, or was made by
+    other weights or another estimator than the run has now."""
+    folder = table_path(run, split, estimator)
+    table = LogLikTable.read(folder)
+    command = f"scorebayes score {run.path} --split {split}" + (
+        f" --estimator {estimator}" if estimator else ""
+    )
+    if not _made_by(folder, run.maker(make_likelihood(run, estimator))):
+        raise ConfigError(
+            f"{folder}: scored by other weights or another estimator than the run has now.",
+            f"Score it again with '{command}'.",
+        )
     expected = int((run.split["split"] == split).sum())
     if len(table) != expected:
         raise ConfigError(
             f"{run.path}: {len(table)} of {expected} images of the split {split!r} are scored.",
-            f"Finish with 'scorebayes score {run.path} --split {split}'.",
+            f"Finish with '{command}'.",
         )
     return table
 
 
 def _require_same_maker(folder: Path, maker: dict[str, str]) -> None:
     """Empty the folder if its parts were made by other weights or another estimator."""
-    note = folder / "_maker.json"
-    if folder.exists() and not (note.exists() and json.loads(note.read_text()) == maker):
-        shutil.rmtree(folder)
+    if not _made_by(folder, maker):
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps(maker))
+    write_atomically(_note(folder), json.dumps(maker))
+
+
+def _made_by(folder: Path, maker: dict[str, str]) -> bool:
+    note = _note(folder)
+    return note.exists() and json.loads(note.read_text()) == maker
+
+
+def _note(folder: Path) -> Path:
+    """Who made the parts (``Run.maker``)."""
+    return folder / "_maker.json"

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -186,13 +187,22 @@ def test_a_configuration_survives_its_file():
 
 
 def test_a_file_overrides_the_preset_and_an_option_the_file(folder):
-    import tomllib
-
     config = tomllib.loads((folder / "run" / "config.toml").read_text())
     assert config["seed"] == 3
     assert config["train"]["steps"] == 8
     assert config["net"]["channels"] == [8, 16]
     assert config["train"]["ema"] == 0.99
+
+
+def test_of_several_files_the_later_overrides(tmp_path):
+    few = "[train]\nsteps = 1\n\n[likelihood]\nlevels = 2\n"
+    (tmp_path / "first.toml").write_text(CONFIG.replace("batch = 8", "batch = 4"))
+    (tmp_path / "second.toml").write_text(few)
+    files = ("--config", "first.toml", "--config", "second.toml")
+    done = scorebayes("train", "--data", DATA, "--out", "run", "--preset", "tiny", *files, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (config["train"]["batch"], config["train"]["steps"], config["likelihood"]["levels"]) == (4, 1, 2)
 
 
 def test_with_debug_the_traceback_is_shown(tmp_path):

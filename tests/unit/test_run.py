@@ -19,10 +19,11 @@ from scorebayes import stages
 from scorebayes.config import PRESETS
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import evaluate
+from scorebayes.evaluate import calibrate, evaluate
 from scorebayes.inputs import load_split, start_run, suggest
 from scorebayes.likelihood import DenoisingBound, Flow, PaperFlow
 from scorebayes.predict import predict_files
+from scorebayes.run import reconfigured
 from scorebayes.scoring import read_table, score_split, table_path
 
 
@@ -82,6 +83,20 @@ def test_scoring_again_keeps_what_is_there_and_redoes_what_is_missing(run):
     part.unlink()
     score_split(run, "test")
     np.testing.assert_array_equal(read_table(run, "test").draws, before.draws)
+
+
+def test_a_table_of_another_estimator_is_not_taken_for_this_one(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    older = scorebayes.open_run(copy)
+    # As many levels as before, elsewhere in noise: nothing in the table itself tells them apart.
+    other = reconfigured(older, older.config.changed("likelihood", mean=older.likelihood.mean + 1))
+    with pytest.raises(ConfigError, match=r"another estimator .*scorebayes score .* --split test'"):
+        evaluate(other, "test")
+    score_split(other, "val")
+    calibrate(other)
+    score_split(other, "test")
+    assert evaluate(other, "test")["n"] == len(read_table(other, "test"))
 
 
 def test_other_estimators_write_files_of_their_own(run):
