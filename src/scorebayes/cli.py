@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from scorebayes import __version__
@@ -434,19 +436,20 @@ def _open(run_dir: Path, device: str) -> Run:
 
 
 def _show_table(models: dict[str, dict[str, Any]]) -> None:
-    """Metrics of models by their titles, one line each at 80 columns; further intervals are in the files and the report."""
-    table = Table("", "AUC, 95 % interval", "accuracy", "balanced", "log loss", "ECE", pad_edge=False)
+    """Metrics of models by their titles, fitting 80 columns; further intervals are in the files and the report."""
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("AUC", "95 % interval", "accuracy", "balanced", "log loss", "ECE"):
+        table.add_column(name, no_wrap=True)
 
     def cell(figures: dict[str, Any], name: str) -> str:
         value = figures.get(name)
         return "-" if value is None else f"{value:.3f}"
 
     for title, figures in models.items():
-        interval = figures.get("auc_ci95")
-        auc = cell(figures, "auc") + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-        table.add_row(
-            title, auc, *(cell(figures, m) for m in ("accuracy", "balanced_accuracy", "log_loss", "ece"))
-        )
+        bounds = figures.get("auc_ci95")
+        interval = escape(f"[{bounds[0]:.3f}, {bounds[1]:.3f}]") if bounds else "-"
+        others = (cell(figures, name) for name in ("accuracy", "balanced_accuracy", "log_loss", "ece"))
+        table.add_row(title, cell(figures, "auc"), interval, *others)
     out.print(table)
 
 
