@@ -5,6 +5,7 @@ Threshold and calibration come from the validation split; the split evaluated is
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -107,6 +108,9 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "undecided": int(posterior.undecided(info.positive, decision.threshold).sum()),
         "threshold": decision.threshold,
         "threshold_rule": f"{THRESHOLD_RULE} on the validation split",
+        "calibration_sha256": ""
+        if estimator
+        else hashlib.sha256(run.calibration_path.read_bytes()).hexdigest(),
         "at_threshold": classification_metrics(
             good.labels, posterior.prob, threshold=decision.threshold, **known
         ),

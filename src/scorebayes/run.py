@@ -203,6 +203,11 @@ class Run:
         return np.log(np.array(prior.prob) / sum(prior.prob))
 
     @property
+    def calibration_path(self) -> Path:
+        """Where the decision of the run's own estimator is."""
+        return self.path / "calibration.json"
+
+    @property
     def calibration(self) -> Calibration:
         """Noise-level weights, temperature and bias, as fitted on the validation split."""
         return self.decision.calibration
@@ -210,7 +215,7 @@ class Run:
     @cached_property
     def decision(self) -> Decision:
         """Calibration and threshold. ConfigError where the run is not calibrated yet."""
-        path = self.path / "calibration.json"
+        path = self.calibration_path
         if not path.exists():
             raise ConfigError(
                 f"{path}: the run is not calibrated.", "Finish it with 'scorebayes train --resume'."
@@ -253,7 +258,7 @@ class Run:
         path = self.path / WAVELETS
         if path.exists():
             return WaveletMixtures.load(path) if self.config.wavelets.use else None
-        if (self.path / "calibration.json").exists() and self.calibration.wavelet_weight:
+        if self.calibration_path.exists() and self.calibration.wavelet_weight:
             raise ConfigError(
                 f"{path}: missing, and the run is calibrated with it.",
                 "Restore it, or finish the run again with 'scorebayes train --resume'.",

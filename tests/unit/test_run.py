@@ -23,6 +23,7 @@ from scorebayes.evaluate import calibrate, evaluate
 from scorebayes.inputs import load_split, start_run, suggest
 from scorebayes.likelihood import DenoisingBound, Flow, PaperFlow
 from scorebayes.predict import predict_files
+from scorebayes.report import write_report
 from scorebayes.run import reconfigured
 from scorebayes.scoring import read_table, score_split, table_path
 
@@ -89,14 +90,18 @@ def test_a_table_of_another_estimator_is_not_taken_for_this_one(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
     older = scorebayes.open_run(copy)
+    evaluate(older, "test")
     # As many levels as before, elsewhere in noise: nothing in the table itself tells them apart.
     other = reconfigured(older, older.config.changed("likelihood", mean=older.likelihood.mean + 1))
     with pytest.raises(ConfigError, match=r"another estimator .*scorebayes score .* --split test'"):
         evaluate(other, "test")
     score_split(other, "val")
     calibrate(other)
+    with pytest.raises(ConfigError, match=r"fitted anew .*scorebayes evaluate copy --split test'"):
+        write_report(copy)
     score_split(other, "test")
     assert evaluate(other, "test")["n"] == len(read_table(other, "test"))
+    write_report(copy)
 
 
 def test_other_estimators_write_files_of_their_own(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -75,7 +76,15 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        return self._json(f"metrics-{self.split}.json")
+        """ConfigError where they were computed under another calibration than the one that is there now."""
+        found = self._json(f"metrics-{self.split}.json")
+        path, under = self.folder / "calibration.json", found.get("calibration_sha256")
+        if under and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != under:
+            raise ConfigError(
+                f"{self.folder}: the calibration was fitted anew after metrics-{self.split}.json was written.",
+                f"Run '{self.command('evaluate', f'--split {self.split}')}' again.",
+            )
+        return found
 
     @cached_property
     def curves(self) -> dict[str, Any]:
