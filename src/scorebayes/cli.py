@@ -246,7 +246,9 @@ def recalibrate(
 @app.command()
 def predict(
     run_dir: RunDir,
-    files: Annotated[list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, NPY, DICOM).")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Image files (PNG, JPEG, TIFF, NPY, DICOM), or folders of them.")
+    ],
     csv: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
     force: Annotated[
         bool, typer.Option("--force", help="Give the posterior of images unlike the training data too.")

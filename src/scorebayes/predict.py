@@ -16,6 +16,8 @@ from torch import Tensor
 from scorebayes.baselines import open_baseline
 from scorebayes.config import PriorConfig
 from scorebayes.data import read_image, read_tags
+from scorebayes.data.files import files_below
+from scorebayes.data.images import may_be_image
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evaluate import predictions
 from scorebayes.posterior import mean_posterior
@@ -59,6 +61,16 @@ def read_file(run: Run, path: Path) -> tuple[Tensor, str, str]:
     return x, key_of(x), warning
 
 
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are given; in place of a folder, the files below it that by their names may be images, if there are any.
+    DataError where a folder cannot be opened."""
+    found = []
+    for path in paths:
+        below = list(filter(may_be_image, files_below(path))) if path.is_dir() else []
+        found += below or [path]
+    return found
+
+
 def key_of(x: Tensor) -> str:
     """The key of the draws of a standardised image: the same for the same pixels, under any name."""
     return hashlib.blake2b(x.numpy().tobytes(), digest_size=16).hexdigest()
@@ -72,7 +84,8 @@ def predict_files(
     log_prior: NDArray | None = None,
     partners: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """One row per file, in the order given: class, posterior, log-odds with standard error, or the reason for none.
+    """One row per file, in the order given, those of a folder by name: class, posterior, log-odds with standard error, or
+    the reason for none.
 
     Random draws are keyed by the prepared pixels: the same image gets the same answer under any name, and whatever else
     is in ``files``. ``log_prior`` [Y]: the prior where the files come from, if it is not the run's. Posteriors follow it;
@@ -88,6 +101,7 @@ def predict_files(
         the estimator failed on this image, or the image is unlike the training data (see ``scorebayes.typicality``); with
         ``force`` the posterior of unlike images is given all the same.
     """
+    files = image_files(files)
     beside = [open_baseline(run, name) for name in partners]
     tables: list[LogLikTable] = []
     shown: list[Tensor] = []

@@ -36,10 +36,9 @@ def device():
     """The other device, which is the one that "auto" picks."""
     device = strict_device()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (run_module, stages):
-            patch.setattr(
-                module, "pick_device", lambda name="auto": torch.device("cpu" if name == "cpu" else device)
-            )
+        patch.setattr(
+            run_module, "pick_device", lambda name="auto": torch.device("cpu" if name == "cpu" else device)
+        )
         yield device
 
 

@@ -129,6 +129,28 @@ def test_predict_writes_a_row_per_file_and_tells_a_bad_one_by_its_exit_code(fold
     assert pd.read_csv(folder / "run" / "out.csv").loc[0, "typical"] == "no"
 
 
+def test_predict_takes_folders_and_passes_over_what_is_no_image(folder):
+    given = folder / "given"
+    (given / "visit" / ".hidden").mkdir(parents=True)
+    source = open_source(DATA)
+    pixels = np.rint(source.read(source.records()[0]) * 255).astype(np.uint8)
+    for name in ("b.png", "a.png", "visit/.hidden/c.png", "visit/d.PNG"):
+        Image.fromarray(pixels).save(given / name, format="PNG")
+    (given / "a.png").rename(given / "visit" / "IM0001")  # as DICOM files often are: without a suffix
+    (given / "notes.txt").write_text("no image")
+    (given / "DICOMDIR").write_bytes(b"an index")
+    done = scorebayes("predict", "run", "given", "--out", "folder.csv", "--force", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_csv(folder / "folder.csv")["file"].tolist() == [
+        "given/b.png",
+        "given/visit/IM0001",
+        "given/visit/d.PNG",
+    ]
+    (folder / "none").mkdir()
+    done = scorebayes("predict", "run", "none", "--out", "none.csv", cwd=folder)
+    assert done.returncode == 3 and "none is a folder" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,11 +1,12 @@
-"""What every file must be before a decoder sees it: there, regular, readable, not empty and inside the data
-set.
+"""Which files there are, and what each must be before a decoder sees it: there, regular, readable, not empty and inside
+the data set.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from scorebayes.errors import DataError
@@ -33,3 +34,26 @@ def require_file(path: Path, root: Path | None = None) -> os.stat_result:
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} cannot be opened: permission denied.", "Check the permissions.")
     return status
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is there for its content, not for a file manager, an archiver or a DICOM viewer."""
+    return not name.startswith((".", "__MACOSX")) and name.lower() not in (
+        "thumbs.db",
+        "desktop.ini",
+        "dicomdir",
+    )
+
+
+def files_below(root: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All visible files below a folder, by name; links to folders are not followed.
+
+    ``unreadable`` is told of a folder that cannot be opened; without it that is a DataError.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be opened: {error.strerror}.", "Check the permissions.")
+
+    for folder, below, files in os.walk(root, onerror=unreadable or refuse):
+        below[:] = sorted(filter(is_visible, below))
+        yield from (Path(folder, name) for name in sorted(filter(is_visible, files)))

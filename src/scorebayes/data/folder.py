@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
-from scorebayes.data.files import require_file
-from scorebayes.data.images import SUFFIXES, image_bits, read_image
+from scorebayes.data.files import files_below, is_visible, require_file
+from scorebayes.data.images import SUFFIXES, image_bits, may_be_image, read_image
 from scorebayes.data.tables import read_table
 from scorebayes.errors import ConfigError, DataError
 
@@ -182,31 +182,26 @@ class Folder:
             split = SPLIT_NAMES[above.pop(0).lower()] if split_folders and above else None
             if not above:
                 self._reject(name, "The file is in no class folder.")
-            elif PurePosixPath(file).suffix.lower() not in (
-                *SUFFIXES,
-                "",
-            ):  # DICOM files often have no suffix
+            elif not may_be_image(PurePosixPath(file)):
                 self._reject(name, "Not an image by its name.")
             else:
                 rows.append(_Row(name, above[0], split=split))
         return rows
 
     def _files(self) -> Iterator[str]:
-        """Paths of all files below the root, but for hidden ones; links to folders are not followed."""
+        """Paths of all visible files below the root."""
 
         def unreadable(error: OSError) -> None:
             self._reject(str(error.filename), f"The folder cannot be opened: {error.strerror}.")
 
-        for folder, below, files in os.walk(self.root, onerror=unreadable):
-            below[:] = sorted(name for name in below if _is_visible(name))
-            for name in sorted(filter(_is_visible, files)):
-                path = Path(folder, name).relative_to(self.root).as_posix()
-                try:
-                    path.encode()
-                except UnicodeEncodeError:
-                    self._reject(ascii(path), "The file name is not valid UTF-8.")
-                else:
-                    yield path
+        for path in files_below(self.root, unreadable):
+            name = path.relative_to(self.root).as_posix()
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                self._reject(ascii(name), "The file name is not valid UTF-8.")
+            else:
+                yield name
 
     def _with_patients(self, rows: list[_Row], pattern: str | None) -> list[_Row]:
         """The rows whose patient is known, or all of them where no patient is named at all."""
@@ -238,13 +233,9 @@ class Folder:
         return max(depths), bool(colours) and all(colours)
 
 
-def _is_visible(name: str) -> bool:
-    return not name.startswith((".", "__MACOSX")) and name.lower() not in ("thumbs.db", "desktop.ini")
-
-
 def _entries(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if _is_visible(path.name))
+        return sorted(path for path in folder.iterdir() if is_visible(path.name))
     except OSError as error:
         raise DataError(
             f"{folder} cannot be opened as a folder: {error.strerror}.", "Check the path."

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,11 @@ def read_image(path: Path, bits: int | None = None, modalities: Sequence[str] = 
     if pixels.size == 0 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise DataError(f"{path} has shape {pixels.shape}.", "Expected one image, (H, W) or (H, W, 3).")
     return to_unit(pixels, path, bits)
+
+
+def may_be_image(path: PurePath) -> bool:
+    """By the name: an image's suffix, or none, as DICOM files often have."""
+    return path.suffix.lower() in (*SUFFIXES, "")
 
 
 def read_tags(path: Path) -> tuple[str, str]:
