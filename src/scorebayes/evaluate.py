@@ -108,9 +108,6 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "undecided": int(posterior.undecided(info.positive, decision.threshold).sum()),
         "threshold": decision.threshold,
         "threshold_rule": f"{THRESHOLD_RULE} on the validation split",
-        "calibration_sha256": ""
-        if estimator
-        else hashlib.sha256(run.calibration_path.read_bytes()).hexdigest(),
         "at_threshold": classification_metrics(
             good.labels, posterior.prob, threshold=decision.threshold, **known
         ),
@@ -118,6 +115,8 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "baselines": _baselines(run, split, good, posterior, known),
         "shift": {} if split == "train" else _shift(run, images),
     }
+    if not estimator:
+        metrics["calibration_sha256"] = hashlib.sha256(run.calibration_path.read_bytes()).hexdigest()
     metrics |= _pooled_levels(run, good, posterior, decision)
     if good.kind != "class-score":
         own = good.nats[np.arange(len(good)), good.labels]

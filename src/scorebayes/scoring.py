@@ -92,9 +92,8 @@ def read_table(run: Run, split: str, estimator: str = "") -> LogLikTable:
     other weights or another estimator than the run has now."""
     folder = table_path(run, split, estimator)
     table = LogLikTable.read(folder)
-    command = f"scorebayes score {run.path} --split {split}" + (
-        f" --estimator {estimator}" if estimator else ""
-    )
+    option = f" --estimator {estimator}" if estimator else ""
+    command = f"scorebayes score {run.path} --split {split}{option}"
     if not _made_by(folder, run.maker(make_likelihood(run, estimator))):
         raise ConfigError(
             f"{folder}: scored by other weights or another estimator than the run has now.",
@@ -111,8 +110,8 @@ def read_table(run: Run, split: str, estimator: str = "") -> LogLikTable:
 
 def _require_same_maker(folder: Path, maker: dict[str, str]) -> None:
     """Empty the folder if its parts were made by other weights or another estimator."""
-    if not _made_by(folder, maker):
-        shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and not _made_by(folder, maker):
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(_note(folder), json.dumps(maker))
 
