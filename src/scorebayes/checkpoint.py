@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scorebayes.digest import sha256_of
 from scorebayes.errors import ConfigError
 
 KEPT_STATES = 2
@@ -54,7 +54,7 @@ class Checkpoints:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
             _sync(partial)
             partial.replace(path)
-            entry = {"file": path.name, "sha256": _sha256(path), "step": step, **meta}
+            entry = {"file": path.name, "sha256": sha256_of(path), "step": step, **meta}
             self._rewrite(lambda entries: [e for e in entries if e["file"] != path.name] + [entry])
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ class Checkpoints:
         path = self.folder / entry["file"]
         if not path.exists():
             raise ConfigError(f"{path}: the checkpoint is missing.", "Restore it, or train again.")
-        if _sha256(path) != entry["sha256"]:
+        if sha256_of(path) != entry["sha256"]:
             raise ConfigError(
                 f"{path}: the checkpoint is not the one that was written (its SHA-256 differs from manifest.json).",
                 "Restore it from a backup, or train again.",
@@ -150,8 +150,3 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from scorebayes import __version__
@@ -449,7 +448,7 @@ def _show_table(models: dict[str, dict[str, Any]]) -> None:
 
     for title, figures in models.items():
         bounds = figures.get("auc_ci95")
-        interval = escape(f"[{bounds[0]:.3f}, {bounds[1]:.3f}]") if bounds else "-"
+        interval = f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "-"
         others = (cell(figures, name) for name in ("accuracy", "balanced_accuracy", "log_loss", "ece"))
         table.add_row(title, cell(figures, "auc"), interval, *others)
     out.print(table)

@@ -5,7 +5,6 @@ Threshold and calibration come from the validation split; the split evaluated is
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read
 from scorebayes.calibrate import Calibration, fit_calibration
 from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
+from scorebayes.digest import sha256_of
 from scorebayes.errors import DataError
 from scorebayes.inputs import load_split
 from scorebayes.likelihood.bits import bits_per_dim
@@ -116,7 +116,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
         "shift": {} if split == "train" else _shift(run, images),
     }
     if not estimator:
-        metrics["calibration_sha256"] = hashlib.sha256(run.calibration_path.read_bytes()).hexdigest()
+        metrics["calibration_sha256"] = sha256_of(run.calibration_path)
     metrics |= _pooled_levels(run, good, posterior, decision)
     if good.kind != "class-score":
         own = good.nats[np.arange(len(good)), good.labels]

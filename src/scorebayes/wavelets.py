@@ -16,7 +16,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +91,7 @@ class WaveletMixtures:
         """The same of standardised images [N, C, S, S]; the gradient passes through."""
         return self(scattering(x))
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the numbers that count."""
         return hashlib.sha256(safetensors.torch.save(self._arrays())).hexdigest()

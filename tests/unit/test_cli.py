@@ -22,14 +22,6 @@ from typer.testing import CliRunner
 from scorebayes.cli import app
 from scorebayes.data import open_source
 
-
-def commands(group: Any, *before: str) -> list[str]:
-    """All that can be called, by their words."""
-    if not hasattr(group, "commands"):
-        return [" ".join(before)]
-    return [words for name, of in group.commands.items() for words in commands(of, *before, name)]
-
-
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 CONFIG = """
 [net]
@@ -45,6 +37,13 @@ validate_every = 4
 [likelihood]
 levels = 4
 """
+
+
+def commands(group: Any, *before: str) -> list[str]:
+    """All that can be called, by their words."""
+    if not hasattr(group, "commands"):
+        return [" ".join(before)]
+    return [words for name, of in group.commands.items() for words in commands(of, *before, name)]
 
 
 def scorebayes(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:

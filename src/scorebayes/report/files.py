@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scorebayes.digest import sha256_of
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.figures import short
 from scorebayes.spreadsheet import plain
@@ -79,7 +79,7 @@ class Run:
         """ConfigError where they were computed under another calibration than the one that is there now."""
         found = self._json(f"metrics-{self.split}.json")
         path, under = self.folder / "calibration.json", found.get("calibration_sha256")
-        if under and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != under:
+        if under and path.is_file() and sha256_of(path) != under:
             raise ConfigError(
                 f"{self.folder}: the calibration was fitted anew after metrics-{self.split}.json was written.",
                 f"Run '{self.command('evaluate', f'--split {self.split}')}' again.",

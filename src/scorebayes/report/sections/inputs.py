@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scorebayes.digest import sha256_of
 from scorebayes.figures import short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import (
@@ -29,7 +29,7 @@ DEMOGRAPHICS = ("age", "sex", "density", "view", "laterality", "vendor")
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 
 def model(run: Run) -> Section:
