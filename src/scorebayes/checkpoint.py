@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scorebayes.atomic import replacing, write_atomically
 from scorebayes.digest import sha256_of
 from scorebayes.errors import ConfigError
 
@@ -48,16 +48,14 @@ class Checkpoints:
         ConfigError where the disk refuses; the checkpoints that were there stay.
         """
         path = self.folder / f"{prefix}-{step:07d}.safetensors"
-        partial = path.with_suffix(".partial")
+        content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-            _sync(partial)
-            partial.replace(path)
+            with replacing(path) as partial:
+                save_file(content, partial)
             entry = {"file": path.name, "sha256": sha256_of(path), "step": step, **meta}
             self._rewrite(lambda entries: [e for e in entries if e["file"] != path.name] + [entry])
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise ConfigError(
                 f"{path}: the checkpoint cannot be written ({error}).",
                 "The one before is kept: make room, then go on with --resume.",
@@ -137,16 +135,3 @@ def unpack(
         index, _, moment = name.partition(".")
         state[int(index)][moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, sync it, rename it: a reader sees the old or the new, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    _sync(partial)
-    partial.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

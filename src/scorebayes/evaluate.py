@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from scorebayes import looks
 from scorebayes.appearance import LEAST_IMAGES, MOST_IMAGES, statistics
+from scorebayes.atomic import write_atomically
 from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
 from scorebayes.calibrate import Calibration, fit_calibration
-from scorebayes.checkpoint import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.digest import sha256_of
 from scorebayes.errors import DataError

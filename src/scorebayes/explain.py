@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorebayes.checkpoint import write_atomically
+from scorebayes.atomic import write_atomically
 from scorebayes.counterfactual import GUIDANCE, START, STEPS, Counterfactual, counterfactual
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.evidence import SMOOTHING, Evidence, Map, explain, smooth

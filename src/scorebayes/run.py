@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from torch import Tensor
 
+from scorebayes.atomic import write_atomically
 from scorebayes.augment import CODE_LENGTH
 from scorebayes.calibrate import Calibration
-from scorebayes.checkpoint import Checkpoints, write_atomically
+from scorebayes.checkpoint import Checkpoints
 from scorebayes.config import Config, PriorConfig, read_toml, resolve
 from scorebayes.data.base import Rejected, SourceInfo
 from scorebayes.draws import Draws

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from scorebayes.checkpoint import write_atomically
+from scorebayes.atomic import write_atomically
 from scorebayes.config import build_kind
 from scorebayes.data.load import ImageSet
 from scorebayes.draws import Draws

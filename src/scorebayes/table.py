@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from scorebayes.atomic import replacing
 from scorebayes.errors import DataError, NumericalError
 
 
@@ -124,12 +125,9 @@ class LogLikTable:
     def write_part(self, folder: Path, part: int) -> None:
         """Add the table to ``folder`` as one part, atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"part-{part:06d}.parquet"
-        partial = path.with_suffix(".partial")
-        pq.write_table(
-            pa.Table.from_pandas(self.to_frame(), preserve_index=False), partial, compression="zstd"
-        )
-        partial.replace(path)
+        rows = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
+        with replacing(folder / f"part-{part:06d}.parquet") as partial:
+            pq.write_table(rows, partial, compression="zstd")
 
     @staticmethod
     def read(folder: Path) -> LogLikTable:

@@ -33,7 +33,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from scorebayes.checkpoint import write_atomically
+from scorebayes.atomic import write_atomically
 from scorebayes.errors import ConfigError
 from scorebayes.scattering import FINEST, on_grid, scattering
 

@@ -38,7 +38,7 @@ LAYERS = [
     ],
     ["calibrate", "typicality", "score", "oracle", "divergence", "solve"],
     ["appearance", "table", "spreadsheet", "noise", "draws", "scattering", "progress", "schedule"],
-    ["errors", "digest"],
+    ["errors", "digest", "atomic"],
 ]
 NO_TORCH = [
     "posterior",

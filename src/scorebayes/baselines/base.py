@@ -125,7 +125,6 @@ def calibrate(logits: NDArray, log_prior: NDArray, labels: NDArray[np.int64], se
         tuple(map(str, range(n))), labels, (logits - log_prior)[None].astype(np.float64), np.zeros((1, n)),
         np.zeros(1, dtype=np.int64), np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), "class-score",
     )  # fmt: skip
-    shares = np.log(np.bincount(labels, minlength=logits.shape[1]) / n)
-    found = fit_calibration(table, shares, seed=seed)
+    found = fit_calibration(table, table.log_shares, seed=seed)
     weights = np.maximum(found.weights, LEAST_WEIGHT)
     return replace(found, weights=weights, bias=found.bias - weights[0] * log_prior)

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from scorebayes.atomic import write_atomically
 from scorebayes.augment import CODE_LENGTH, augment
 from scorebayes.baselines.base import Fitted, Kind, calibrate, raw_logits
-from scorebayes.checkpoint import Checkpoints, pack, unpack, write_atomically
+from scorebayes.checkpoint import Checkpoints, pack, unpack
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.posterior import uniform_log_prior

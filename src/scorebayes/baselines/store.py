@@ -19,13 +19,13 @@ import pandas as pd
 import safetensors.torch
 from scipy.special import softmax
 
+from scorebayes.atomic import write_atomically
 from scorebayes.baselines.architectures import densenet121, efficientnet_b0, resnet, vit
 from scorebayes.baselines.base import Baseline, Kind, calibrate, raw_logits
 from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network
 from scorebayes.calibrate import Calibration
-from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError
 from scorebayes.inputs import load_split
 from scorebayes.run import Run, environment
@@ -67,8 +67,7 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     weights = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in found.net.state_dict().items()}
     )
-    (folder / "weights.partial").write_bytes(weights)
-    (folder / "weights.partial").replace(folder / "weights.safetensors")
+    write_atomically(folder / "weights.safetensors", weights)
     record = {
         "name": name,
         "title": kind.title,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scorebayes.atomic import write_atomically
 from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.baselines.network import Network
 from scorebayes.benchmark.copies import near_copies
@@ -38,7 +39,6 @@ from scorebayes.benchmark.summary import (
     part_entries,
     val_log_loss,
 )
-from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.run import environment, open_run
 

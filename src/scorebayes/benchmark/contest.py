@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scorebayes.checkpoint import write_atomically
+from scorebayes.atomic import write_atomically
 from scorebayes.data.load import ImageSet
 from scorebayes.likelihood import Likelihood, PaperFlow
 from scorebayes.posterior import Posterior, bayes, uniform_log_prior

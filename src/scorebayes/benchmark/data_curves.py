@@ -23,6 +23,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from scorebayes.atomic import write_atomically
 from scorebayes.baselines import BASELINES
 from scorebayes.benchmark.figures import COLOURS
 from scorebayes.benchmark.names import CONTROL, OURS, PARTS, REFERENCE, WITHOUT_OURS
@@ -37,7 +38,6 @@ from scorebayes.benchmark.summary import (
     part_entries,
     val_log_loss,
 )
-from scorebayes.checkpoint import write_atomically
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
 from scorebayes.data.split import largest_per_class, split_patients, subsample

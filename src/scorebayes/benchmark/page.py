@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scorebayes.atomic import write_atomically
 from scorebayes.benchmark.hindsight import hindsight_accuracy
 from scorebayes.benchmark.names import (
     BEST,
@@ -24,7 +25,6 @@ from scorebayes.benchmark.names import (
     WITH_REFERENCE,
 )
 from scorebayes.benchmark.posteriors import Said, posteriors_path, read_posteriors
-from scorebayes.checkpoint import write_atomically
 from scorebayes.errors import DataError
 
 BENCHMARKS = {

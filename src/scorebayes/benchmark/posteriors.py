@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scorebayes.atomic import replacing
 from scorebayes.benchmark.answers import Answers
 
 Said = Mapping[tuple[str, int], pd.DataFrame]
@@ -44,9 +45,8 @@ def write_posteriors(
         for model in models
         for seed, answers in zip(seeds, each, strict=True)
     ]
-    partial = path.with_suffix(".partial")
-    pd.concat(rows, ignore_index=True).to_parquet(partial, compression="zstd", index=False)
-    partial.replace(path)
+    with replacing(path) as partial:
+        pd.concat(rows, ignore_index=True).to_parquet(partial, compression="zstd", index=False)
 
 
 def class_indices(labels: pd.Series, classes: Sequence[str]) -> NDArray[np.int64]:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorebayes.atomic import write_atomically
 from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.benchmark.images import corrupted, score_images
-from scorebayes.checkpoint import write_atomically
 from scorebayes.data.corrupt import CORRUPTIONS, SEVERITIES
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError

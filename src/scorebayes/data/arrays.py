@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scorebayes.atomic import replacing
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.folder import positive_class
 from scorebayes.data.images import is_stack, read_npz, to_unit
@@ -88,10 +89,8 @@ def save_arrays(
     arrays: dict[str, Any] = {"images": images, "labels": labels, "classes": np.array(classes, dtype=str)}
     if patients is not None:
         arrays["patients"] = np.asarray(patients).astype(str)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    partial.replace(path)
 
 
 @functools.lru_cache(maxsize=2)  # shared by the sources of a process, and not pickled with them

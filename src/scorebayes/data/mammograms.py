@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from scorebayes.data import read_image
 from scorebayes.data.base import Record, Rejected
 from scorebayes.data.dicom import MAMMOGRAPHY, read_dicom
-from scorebayes.data.files import require_file
+from scorebayes.data.files import files_below, require_file
 from scorebayes.errors import ConfigError, DataError
 
 TASKS = ("image", "crop", "breast")
@@ -69,12 +68,12 @@ def find_table(root: Path, name: str) -> Path:
 def files_by_folder(root: Path) -> dict[str, list[Path]]:
     """Image files below ``root`` under the name of each of their folders (case names, UIDs), sorted."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        paths = [Path(folder, name) for name in sorted(files) if name.lower().endswith(ENDINGS)]
-        if paths:
-            for part in Path(folder).relative_to(root).parts:
-                found[part].extend(paths)
+    for path in files_below(
+        root, unreadable=lambda _error: None
+    ):  # whose images the set's table misses, by name
+        if path.name.lower().endswith(ENDINGS):
+            for part in path.relative_to(root).parts[:-1]:
+                found[part].append(path)
     return dict(found)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from scorebayes.atomic import replacing
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.files import require_file
 from scorebayes.data.images import is_stack, read_npz
@@ -228,19 +229,17 @@ def _download(name: str) -> Path:
     path, url = FOLDER / f"{stem}.npz", f"{URL}/{stem}.npz?download=1"
     if path.exists():
         return path
-    partial = path.with_suffix(".partial")
     checksum = f" (MD5 {published})" if published else ""
     by_hand = f"Fetch {url}{checksum} by hand, put it into {FOLDER} as {path.name}, and start again."
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, partial.open("wb") as file:
-            shutil.copyfileobj(answer, file)
-        found = _md5(partial)
-        if published and found != published:
-            raise OSError(f"its MD5 is {found}, not the published one")
-        partial.replace(path)
+        with replacing(path) as partial:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, partial.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            found = _md5(partial)
+            if published and found != published:
+                raise OSError(f"its MD5 is {found}, not the published one")
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        partial.unlink(missing_ok=True)
         raise DataError(
             f"{stem} could not be downloaded: {' '.join(str(error).split())[:200]}.", by_hand
         ) from error

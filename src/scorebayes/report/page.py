@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 
 from scorebayes import figures
+from scorebayes.atomic import write_atomically
 from scorebayes.figures import Row, short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import Panel, estimate, interval, p_value, seconds, share, threshold_words
@@ -64,9 +65,11 @@ def write_report(run_dir: Path) -> Path:
         },
     }
     card = _TEMPLATES.get_template("model-card.md.j2").render(**_card(run, summary, not_done))
-    _write(run.folder / "report.json", json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n")
-    _write(run.folder / "model-card.md", card)
-    _write(run.folder / "report.html", page)
+    write_atomically(
+        run.folder / "report.json", json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n"
+    )
+    write_atomically(run.folder / "model-card.md", card)
+    write_atomically(run.folder / "report.html", page)
     return run.folder / "report.html"
 
 
@@ -81,12 +84,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 # --------------------------------------------------------------------------------------------------
