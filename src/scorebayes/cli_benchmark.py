@@ -170,8 +170,8 @@ def evidence(
     for name, measured in found["runs"].items():
         shares = (measured["lesion"] or {"methods": {}})["methods"]
         for method, of in shares.items():
-            net, size = (of[key]["mean"] for key in ("net_share", "share"))
-            typer.echo(f"{name}: {net or 0:.3f} of the sum of {method} in the lesion, {size:.3f} of its size")
+            share = of["share_positive"]["mean"]
+            typer.echo(f"{name}: {share:.3f} of what speaks for the class in the lesion by {method}")
     typer.echo(f"written: {out}")
 
 

@@ -148,7 +148,7 @@ def test_the_command_writes_the_figures(run, tmp_path):
     path = tmp_path / "results" / "evidence.json"
     done = CliRunner().invoke(app, ["evidence", str(run.path), "--images", "2", "--out", str(path)])
     assert done.exit_code == 0, done.output
-    assert "of the sum of evidence in the lesion" in done.output
+    assert "of what speaks for the class in the lesion by evidence" in done.output
     assert json.loads(path.read_text())["benchmark"] == "evidence"
 
 

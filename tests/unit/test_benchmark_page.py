@@ -59,9 +59,11 @@ def test_nothing_run_is_a_page_of_commands(folders):
         "ddsm64",
         "data-curves phantom --vary imbalance",
         "data-curves breastmnist --vary label-noise",
+        "adversarial RUN",
+        "site benchmarks/results/pneumoniamnist.json",
     ):
         assert f"Not run. It is made by `scorebayes benchmark {command}`." in text
-    assert text.count("Not run") == 11 and "|" not in text
+    assert text.count("Not run") == 18 and "|" not in text
 
 
 def test_a_benchmark_has_its_table_paired_tests_and_figures(folders):
@@ -122,6 +124,36 @@ def test_further_curves_are_shown_and_quick_tries_are_not(folders):
     text = _write(folders)
     assert "### DDSM, 64 x 64: training patients" in text and "validation split: reduced" in text
     assert "rare class" not in text and "quick try" not in text
+
+
+def test_a_study_has_its_rows_its_command_and_its_figure(folders):
+    half = {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6]}
+    rows = [
+        {"model": "ScoreBayes", "attack": "PGD", "budget": 8, "declined": 0.25, **half},
+        {"model": "vit", "attack": "none", "budget": 0, **half},
+    ]
+    _store(
+        folders, "adversarial", data="a set", images=9, steps=10, queries=100, results=rows, written="today"
+    )
+    mean = {"mean_auc": 0.7, "mean_accuracy": 0.6, "mean_log_loss": 1.0, "auc_lost": 0.1}
+    conditions = [{"kind": kind, "severity": s} for kind, s in (("clean", 0), ("blur", 1), ("blur", 2))]
+    facts = {"data": "a set", "images": 9, "severities": [1, 2], "command": "its own command"}
+    _store(folders, "robustness", conditions=conditions, summary={"ScoreBayes": mean}, **facts)
+    (folders / "figures" / "robustness.svg").write_text("<svg/>")
+    text = _write(folders)
+    assert "| ScoreBayes | PGD | 8/255 | 0.500 [0.400, 0.600] | 0.250 |" in text
+    assert "| vit | none | – | 0.500 [0.400, 0.600] | – |" in text
+    assert "100 queries; written today. Made by `scorebayes benchmark adversarial RUN`." in text
+    assert "9 test images; 1 corruptions of 2 severities. Made by `its own command`." in text
+    assert "| ScoreBayes | 0.700 | 0.100 | 0.600 | 1.000 | – |" in text
+    assert "![robustness](../figures/robustness.svg)" in text
+
+
+def test_labelled_images_of_the_place_of_use_are_shown_for_every_benchmark(folders):
+    judged = {"accuracy": {"mean": 0.9, "std": 0.01}, "ece": {"mean": 0.1, "std": 0.02}}
+    _store(folders, "ddsm64-site", repeats=20, models={"scorebayes-generative": {"0": judged, "50": judged}})
+    text = _write(folders).partition("### DDSM, 64 x 64: labelled images")[2]
+    assert "| ScoreBayes | 0.900 ± 0.010 / 0.100 ± 0.020 | 0.900 ± 0.010 / 0.100 ± 0.020 |" in text
 
 
 def test_a_damaged_file_is_named(folders):

@@ -92,10 +92,8 @@ def lesion_shares(
     """How much of a map lies in the known lesion, against the share of its area and of the image's brightness.
 
     ``share``, ``share_positive``: of the size of the map, and of its positive part (for the true class), means over the
-    images; both also after smoothing. ``net_share``: of the sum of the maps over all images, in which what cancels (the
-    chance of the draws) is gone; the sum of our map is the log-odds, that of integrated gradients nearly. All with
-    patient-bootstrap intervals, and the paired differences between ours and the others. A map that is zero everywhere
-    counts as even. ConfigError where the images are not in the phantom's own geometry.
+    images; both also after smoothing. With patient-bootstrap intervals, and the paired differences between ours and the
+    others. A map that is zero everywhere counts as even. ConfigError where the images are not in the phantom's own geometry.
     """
     source = cast(Phantom, open_source(run.config.data.source, **(run.config.data.options or {})))
     if run.config.prepare.steps or run.config.prepare.size != source.size:
@@ -112,7 +110,6 @@ def lesion_shares(
         bright.append((_share_within(run.restore(x)[0].mean(axis=0), mask), 1.0))
         for method, shown in _maps(run, baseline, x, record.image_id, int(test.labels[row])).items():
             of = found.setdefault(method, {})
-            of.setdefault("net_share", []).append((float(shown[mask].sum()), float(shown.sum())))
             for prefix, each in (("", shown), ("smoothed_", smooth(shown))):
                 of.setdefault(f"{prefix}share", []).append((_share_within(np.abs(each), mask), 1.0))
                 positive = _share_within(each.clip(min=0), mask)

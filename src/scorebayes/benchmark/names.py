@@ -1,7 +1,13 @@
-"""What the models of a benchmark are called in its JSON file, for those who write, draw or print it."""
+"""What benchmarks and their models are called in JSON files and where people read, for those who write, draw or print."""
 
 from __future__ import annotations
 
+BENCHMARKS = {
+    "breastmnist": "BreastMNIST",
+    "pneumoniamnist": "PneumoniaMNIST",
+    "ddsm64": "DDSM, 64 x 64",
+    "phantom": "Synthetic mammograms",
+}
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
 PARTS = PIXELS_ALONE, WAVELETS_ALONE = "scorebayes-pixels-alone", "scorebayes-wavelets-alone"
 """The two parts of the evidence of ``OURS``, each calibrated by itself: the class score of the trained network, and the
@@ -18,3 +24,21 @@ CONTROL = "two-baselines"
 WITHOUT_OURS = {WITH_REFERENCE: REFERENCE, BEST: CONTROL}
 ENSEMBLE = "{}-ensemble"
 """The mean of a model's seeds."""
+
+TITLES = {
+    OURS: "ScoreBayes",
+    PIXELS_ALONE: "ScoreBayes, pixels alone",
+    WAVELETS_ALONE: "ScoreBayes, wavelets alone",
+    MORE: "ScoreBayes, 64 evaluations",
+    WITH_REFERENCE: "ScoreBayes and ResNet-18",
+    BEST: "ScoreBayes and two baselines",
+    CONTROL: "the two baselines alone",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "densenet121": "DenseNet-121",
+    "efficientnet-b0": "EfficientNet-B0",
+    "vit": "ViT",
+    "hog-svm": "HOG + SVM",
+    "logistic": "logistic regression on pixels",
+}
+"""The models, where people read."""

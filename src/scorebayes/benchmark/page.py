@@ -6,49 +6,19 @@ What a file does not hold is a dash; a file that is not there is named with the 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from scorebayes.atomic import write_atomically
 from scorebayes.benchmark.hindsight import hindsight_accuracy
-from scorebayes.benchmark.names import (
-    BEST,
-    CONTROL,
-    MORE,
-    OURS,
-    PIXELS_ALONE,
-    REFERENCE,
-    WAVELETS_ALONE,
-    WITH_REFERENCE,
-)
+from scorebayes.benchmark.markdown import ABSENT, embedded, interval, not_run, origin, span, spread, table
+from scorebayes.benchmark.names import BENCHMARKS, OURS, REFERENCE, TITLES, WITH_REFERENCE
 from scorebayes.benchmark.posteriors import Said, posteriors_path, read_posteriors
+from scorebayes.benchmark.studies import STUDIES, Study, site_of
 from scorebayes.errors import DataError
 
-BENCHMARKS = {
-    "breastmnist": "BreastMNIST",
-    "pneumoniamnist": "PneumoniaMNIST",
-    "ddsm64": "DDSM, 64 x 64",
-    "phantom": "Synthetic mammograms",
-}
-TITLES = {
-    OURS: "ScoreBayes",
-    PIXELS_ALONE: "ScoreBayes, pixels alone",
-    WAVELETS_ALONE: "ScoreBayes, wavelets alone",
-    MORE: "ScoreBayes, 64 evaluations",
-    WITH_REFERENCE: "ScoreBayes and ResNet-18",
-    BEST: "ScoreBayes and two baselines",
-    CONTROL: "the two baselines alone",
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "densenet121": "DenseNet-121",
-    "efficientnet-b0": "EfficientNet-B0",
-    "vit": "ViT",
-    "hog-svm": "HOG + SVM",
-    "logistic": "logistic regression on pixels",
-}
 METRICS = {
     "auc": "AUC",
     "accuracy": "accuracy",
@@ -67,7 +37,6 @@ EXPECTED_CURVES = [
     *((name, vary) for vary in ("per-class", "imbalance") for name in ("breastmnist", "pneumoniamnist", "phantom")),
     ("breastmnist", "label-noise"),
 ]  # fmt: skip
-ABSENT = "–"
 
 INTRODUCTION = """# Benchmarks
 
@@ -110,6 +79,11 @@ Every point is trained anew for every seed, which draws the training subset as w
 Differences are AUC minus the rival's: mean over the seeds, and the 95 % interval of the bootstrap over test patients.
 It does not contain the chance of the training subset, which the standard deviation over the seeds shows."""
 
+STUDIES_INTRODUCTION = """## Cost, maps, foreign images, corruptions, attacks
+
+Measured on one trained run each, but for the last. What was written before 2026-11-26 is of the pixels alone, before the
+wavelets, with independent noise."""
+
 
 def write_page(results: Path, figures: Path, out: Path) -> Path:
     """Write the Markdown page; figures are linked relative to it. DataError where a file cannot be read."""
@@ -120,13 +94,20 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
     for name, title in BENCHMARKS.items():
         parts += [f"## {title}", *_benchmark(benchmarks[name], name, said[name])]
         drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
-        parts += [_figure(figure, out) for figure in drawn]
+        parts += [embedded(figure, out) for figure in drawn]
     parts.append(CURVES_INTRODUCTION)
     for name, vary, stem, found in curves:
         parts += [f"### {BENCHMARKS.get(name, name)}: {VARIED[vary]}", *_curve(found, name, vary)]
         figure = figures / f"{stem}.svg"
         if found is not None and figure.exists():
-            parts.append(_figure(figure, out))
+            parts.append(embedded(figure, out))
+    parts.append(STUDIES_INTRODUCTION)
+    for study in _studies(results):
+        found = _read(results / f"{study.stem}.json")
+        parts += [f"### {study.title}", *_study(found, study)]
+        figure = figures / f"{study.figure}.svg"
+        if found is not None and figure.exists():
+            parts.append(embedded(figure, out))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "\n\n".join(parts) + "\n")
     return out
@@ -138,7 +119,7 @@ def quote_glance(page: Path, readme: Path) -> Path:
     page: as written by ``write_page``. Returns ``readme``.
     """
     glance = page.read_text(encoding="utf-8").partition("## At a glance")[2].partition("\n## ")[0]
-    tables = {_first_column(table): table for table in _TABLE.findall(glance)}
+    tables = {_first_column(found): found for found in _TABLE.findall(glance)}
     text = readme.read_text(encoding="utf-8")
     write_atomically(readme, _TABLE.sub(lambda found: tables.get(_first_column(found[0]), found[0]), text))
     return readme
@@ -163,7 +144,7 @@ def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[s
     yield "## At a glance"
     yield "Test AUC ± standard deviation over the seeds, and accuracy after the stroke:"
     titles = {m: title for m, title in TITLES.items() if any(m in test for test in tests.values())}
-    yield _table(
+    yield table(
         ["model", *(BENCHMARKS[name] for name in tests)],
         [
             [title, *(_auc_and_accuracy(test.get(m, {})) for test in tests.values())]
@@ -186,7 +167,7 @@ def _leads_over_reference(curves: Iterable[tuple[str, str, str, dict[str, Any] |
     if leads:
         columns = list(dict.fromkeys(column for row in leads.values() for column in row))
         yield "Test AUC minus that of the ResNet-18, with 95 % interval, where training images are few, rare or mislabelled:"
-        yield _table(
+        yield table(
             ["training images", *columns],
             [[row, *(cells.get(column, ABSENT) for column in columns)] for row, cells in leads.items()],
         )
@@ -203,12 +184,12 @@ def _subset(vary: str, point: Mapping[str, Any]) -> str:
 
 def _auc_and_accuracy(test: Mapping[str, Any]) -> str:
     auc, accuracy = (dict(test.get(metric) or {}, ci95=None) for metric in ("auc", "accuracy"))
-    return f"{_cell(auc)} / {_cell({**accuracy, 'std': None})}" if test else ABSENT
+    return f"{spread(auc)} / {spread({**accuracy, 'std': None})}" if test else ABSENT
 
 
 def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[str]:
     if found is None:
-        yield _not_run(f"scorebayes benchmark {name}")
+        yield not_run(f"scorebayes benchmark {name}")
         return
     majority = found.get("majority_accuracy")
     facts = [
@@ -220,20 +201,20 @@ def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[
         _near_copies(found.get("near_copies")),
         *(f"`{name}`: {', '.join(parts)}" for name, parts in found.get("mixtures", {}).items()),
     ]
-    yield _facts(found, facts)
+    yield origin(found, facts)
     models = found.get("models", {})
     further = {
         "accuracy in hindsight": hindsight_accuracy(said, found["positive"]) if said else {},
         "AUC without near copies": found.get("near_copies", {}).get("auc", {}),
     }
     further = {title: of for title, of in further.items() if of}
-    yield _table(
+    yield table(
         ["model", *METRICS.values(), *further],
         [
             [
                 _dated(name, model),
-                *(_cell(model.get("test", {}).get(metric)) for metric in METRICS),
-                *(_cell(of.get(name)) for of in further.values()),
+                *(spread(model.get("test", {}).get(metric)) for metric in METRICS),
+                *(spread(of.get(name)) for of in further.values()),
             ]
             for name, model in models.items()
         ],
@@ -245,7 +226,7 @@ def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[
     ]
     if rows:
         yield "Paired tests on the same test cases:"
-        yield _table(["model", "minus", "AUC difference", "p"], rows)
+        yield table(["model", "minus", "AUC difference", "p"], rows)
     else:
         yield "Paired tests: none in the file."
 
@@ -254,9 +235,7 @@ def _near_copies(found: Mapping[str, Any] | None) -> str:
     """How many test images are nearly a training image; nothing where it was not looked for."""
     if found is None:
         return ""
-    return (
-        f"{_range(found['images'])} test images correlate with a training image above {found['correlation']}"
-    )
+    return f"{span(found['images'])} test images correlate with a training image above {found['correlation']}"
 
 
 def _dated(name: str, model: Mapping[str, Any]) -> str:
@@ -266,9 +245,9 @@ def _dated(name: str, model: Mapping[str, Any]) -> str:
 
 def _curve(found: dict[str, Any] | None, name: str, vary: str) -> Iterable[str]:
     if found is None:
-        yield _not_run(f"scorebayes benchmark data-curves {name} --vary {vary}")
+        yield not_run(f"scorebayes benchmark data-curves {name} --vary {vary}")
         return
-    yield _facts(
+    yield origin(
         found,
         [
             f"{len(found['seeds'])} seed(s)",
@@ -290,11 +269,11 @@ def _curve(found: dict[str, Any] | None, name: str, vary: str) -> Iterable[str]:
     header += [f"{ours} minus {rival}" for ours, rival in pairs]
     rows = []
     for point in found["points"]:
-        cells = [_cell(point["models"][model]["test"].get("auc")) for model in found["models"]]
+        cells = [spread(point["models"][model]["test"].get("auc")) for model in found["models"]]
         leads = [_lead(point["paired"].get(ours, {}).get(rival))[0] for ours, rival in pairs]
-        images, steps = (_range(point[key]) for key in ("train_images", "steps"))
+        images, steps = (span(point[key]) for key in ("train_images", "steps"))
         rows.append([point["shown"], images, steps, *cells, *leads])
-    yield _table(header, rows)
+    yield table(header, rows)
 
 
 def _curves(results: Path) -> list[tuple[str, str, Path]]:
@@ -306,6 +285,20 @@ def _curves(results: Path) -> list[tuple[str, str, Path]]:
             if vary is not None and not path.stem.endswith("-quick"):
                 found.setdefault(path, (name, vary))
     return [(name, vary, path) for path, (name, vary) in found.items()]
+
+
+def _study(found: dict[str, Any] | None, study: Study) -> Iterable[str]:
+    command = f"scorebayes benchmark {study.command}"
+    return [not_run(command)] if found is None else study.tables({"command": command, **found})
+
+
+def _studies(results: Path) -> Iterator[Study]:
+    """Those expected, and what labelled images of the place of use bring to further benchmarks."""
+    yield from STUDIES
+    for name in BENCHMARKS:
+        further = site_of(name)
+        if further not in STUDIES and (results / f"{further.stem}.json").exists():
+            yield further
 
 
 def _vary(stem: str, name: str) -> str | None:
@@ -324,55 +317,10 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: not a JSON file ({error}).", "Run its benchmark again.") from error
 
 
-def _not_run(command: str) -> str:
-    return f"Not run. It is made by `{command}`."
-
-
-def _facts(found: Mapping[str, Any], facts: Sequence[str]) -> str:
-    processor = found.get("environment", {}).get("processor")
-    known = [
-        *facts,
-        f"on {processor}" if processor else "",
-        f"written {found['written']}" if "written" in found else "",
-    ]
-    words = "; ".join(filter(None, known))
-    command = f" Made by `{found['command']}`." if "command" in found else ""
-    return f"{words[:1].upper()}{words[1:]}.{command}"
-
-
-def _cell(spread: Mapping[str, Any] | None) -> str:
-    if spread is None or spread.get("mean") is None:
-        return ABSENT
-    deviation, interval = spread.get("std"), spread.get("ci95")
-    text = f"{spread['mean']:.3f}"
-    text += "" if deviation is None else f" ± {deviation:.3f}"
-    return text + ("" if interval is None else f" {_interval(interval)}")
-
-
 def _lead(lead: Mapping[str, Any] | None) -> tuple[str, str]:
     """Difference with interval, and p."""
     if lead is None or lead.get("auc_difference") is None:
         return ABSENT, ABSENT
-    interval, p = lead.get("auc_difference_ci95"), lead.get("auc_difference_p")
-    shown = f"{lead['auc_difference']:+.3f}" + ("" if interval is None else f" {_interval(interval, '+')}")
+    limits, p = lead.get("auc_difference_ci95"), lead.get("auc_difference_p")
+    shown = f"{lead['auc_difference']:+.3f}" + ("" if limits is None else f" {interval(limits, '+')}")
     return shown, ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _interval(interval: Sequence[float], sign: str = "") -> str:
-    low, high = interval
-    return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _figure(figure: Path, out: Path) -> str:
-    link = Path(os.path.relpath(figure, out.parent)).as_posix()
-    return f"![{figure.stem.replace('-', ' ')}]({link})"
