@@ -75,6 +75,8 @@ def _over_seeds(name: str) -> Callable[..., None]:
         for rival, lead in found["paired"][OURS].items():
             low, high = lead["auc_difference_ci95"]
             typer.echo(f"minus {rival}: {lead['auc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        if quick:
+            typer.echo("A quick try: all works, but its figures say nothing about the models.")
         typer.echo(f"written: {path}, {figure}")
 
     command.__doc__ = f"""Train, score and evaluate our model and the baselines on {name} over seeds; run again to resume.

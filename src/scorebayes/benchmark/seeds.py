@@ -29,7 +29,7 @@ from scorebayes.run import Run, pick_device
 from scorebayes.scoring import read_table, score_split
 from scorebayes.spreadsheet import plain
 
-QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 30
+QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 5
 
 
 @dataclass(frozen=True)
