@@ -149,8 +149,10 @@ def test_a_study_has_its_rows_its_command_and_its_figure(folders):
     assert "![robustness](../figures/robustness.svg)" in text
 
 
-def test_labelled_images_of_the_place_of_use_are_shown_for_every_benchmark(folders):
+def test_further_files_of_a_study_are_shown(folders):
     judged = {"accuracy": {"mean": 0.9, "std": 0.01}, "ece": {"mean": 0.1, "std": 0.02}}
+    _store(folders, "adversarial-mine", data="x", images=9, steps=1, queries=1, results=[], command="c")
+    assert "### Attacks: mine\n\nX; 9 test images" in _write(folders)  # a further file of a study
     _store(folders, "ddsm64-site", repeats=20, models={"scorebayes-generative": {"0": judged, "50": judged}})
     text = _write(folders).partition("### DDSM, 64 x 64: labelled images")[2]
     assert "| ScoreBayes | 0.900 ± 0.010 / 0.100 ± 0.020 | 0.900 ± 0.010 / 0.100 ± 0.020 |" in text

@@ -293,8 +293,12 @@ def _study(found: dict[str, Any] | None, study: Study) -> Iterable[str]:
 
 
 def _studies(results: Path) -> Iterator[Study]:
-    """Those expected, and what labelled images of the place of use bring to further benchmarks."""
-    yield from STUDIES
+    """Those expected, each before further files of its kind (``speed-NAME.json``); last, ``NAME-site.json`` of others."""
+    for study in STUDIES:
+        yield study
+        for path in sorted(results.glob(f"{study.stem}-*.json")):
+            title = f"{study.title}: {path.stem.removeprefix(study.stem + '-')}"
+            yield study._replace(stem=path.stem, title=title, figure="")
     for name in BENCHMARKS:
         further = site_of(name)
         if further not in STUDIES and (results / f"{further.stem}.json").exists():

@@ -165,7 +165,7 @@ def attacks(found: Found) -> Iterable[str]:
 
 def site(found: Found) -> Iterable[str]:
     """What labelled images of the place of use bring."""
-    numbers = list(dict.fromkeys(number for of in found["models"].values() for number in of))
+    numbers = list(dict.fromkeys(n for of in found["models"].values() for n in of))
     yield origin(
         found, [f"{found['repeats']} draws of the patients for every seed; accuracy / ECE of the others"]
     )
