@@ -52,6 +52,7 @@ def _over_seeds(name: str) -> Callable[..., None]:
     ) -> None:
         from scorebayes.benchmark.accuracy import run_benchmark, run_one_seed
         from scorebayes.benchmark.figures import draw_costs
+        from scorebayes.benchmark.markdown import difference
         from scorebayes.benchmark.names import OURS
 
         names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
@@ -73,8 +74,7 @@ def _over_seeds(name: str) -> Callable[..., None]:
             auc = values["test"]["auc"]
             typer.echo(f"{model}: test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}")
         for rival, lead in found["paired"][OURS].items():
-            low, high = lead["auc_difference_ci95"]
-            typer.echo(f"minus {rival}: {lead['auc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+            typer.echo(f"minus {rival}: {difference(lead)[0]}")
         if quick:
             typer.echo("A quick try: all works, but its figures say nothing about the models.")
         typer.echo(f"written: {path}, {figure}")
@@ -326,12 +326,12 @@ def compare(
     Example: scorebayes benchmark compare benchmarks/results/breastmnist.json mine.csv
     """
     from scorebayes.benchmark.compare import compare_predictions
+    from scorebayes.benchmark.markdown import difference
 
     found = compare_predictions(results, predictions)
     typer.echo(f"test AUC {found['auc']:.3f}")
     for model, lead in found["minus"].items():
-        low, high = lead["auc_difference_ci95"]
-        typer.echo(f"minus {model}: {lead['auc_difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        typer.echo(f"minus {model}: {difference(lead)[0]}")
 
 
 @app.command()

@@ -42,6 +42,15 @@ def interval(limits: Sequence[float], sign: str = "") -> str:
     return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
+def difference(lead: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The AUC difference of a paired test with its interval, and p."""
+    if lead is None or lead.get("auc_difference") is None:
+        return ABSENT, ABSENT
+    limits, p = lead.get("auc_difference_ci95"), lead.get("auc_difference_p")
+    shown = f"{lead['auc_difference']:+.3f}" + ("" if limits is None else f" {interval(limits, '+')}")
+    return shown, ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def span(values: Sequence[int]) -> str:
     """From the least to the largest."""
     low, high = min(values), max(values)

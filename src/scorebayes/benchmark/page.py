@@ -13,7 +13,7 @@ from typing import Any
 
 from scorebayes.atomic import write_atomically
 from scorebayes.benchmark.hindsight import hindsight_accuracy
-from scorebayes.benchmark.markdown import ABSENT, embedded, interval, not_run, origin, span, spread, table
+from scorebayes.benchmark.markdown import ABSENT, difference, embedded, not_run, origin, span, spread, table
 from scorebayes.benchmark.names import BENCHMARKS, OURS, REFERENCE, TITLES, WITH_REFERENCE
 from scorebayes.benchmark.posteriors import Said, posteriors_path, read_posteriors
 from scorebayes.benchmark.studies import STUDIES, Study, site_of
@@ -98,16 +98,12 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
     parts.append(CURVES_INTRODUCTION)
     for name, vary, stem, found in curves:
         parts += [f"### {BENCHMARKS.get(name, name)}: {VARIED[vary]}", *_curve(found, name, vary)]
-        figure = figures / f"{stem}.svg"
-        if found is not None and figure.exists():
-            parts.append(embedded(figure, out))
+        parts += _drawn(found, figures / f"{stem}.svg", out)
     parts.append(STUDIES_INTRODUCTION)
     for study in _studies(results):
         found = _read(results / f"{study.stem}.json")
         parts += [f"### {study.title}", *_study(found, study)]
-        figure = figures / f"{study.figure}.svg"
-        if found is not None and figure.exists():
-            parts.append(embedded(figure, out))
+        parts += _drawn(found, figures / f"{study.figure}.svg", out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "\n\n".join(parts) + "\n")
     return out
@@ -163,7 +159,7 @@ def _leads_over_reference(curves: Iterable[tuple[str, str, str, dict[str, Any] |
             for ours in (OURS, WITH_REFERENCE):
                 column = f"{BENCHMARKS.get(name, name)}: {TITLES[ours]}"
                 lead = point["paired"].get(ours, {}).get(REFERENCE)
-                leads.setdefault(_subset(vary, point), {})[column] = _lead(lead)[0]
+                leads.setdefault(_subset(vary, point), {})[column] = difference(lead)[0]
     if leads:
         columns = list(dict.fromkeys(column for row in leads.values() for column in row))
         yield "Test AUC minus that of the ResNet-18, with 95 % interval, where training images are few, rare or mislabelled:"
@@ -220,7 +216,7 @@ def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[
         ],
     )
     rows = [
-        [ours, rival, *_lead(lead)]
+        [ours, rival, *difference(lead)]
         for ours, rivals in found.get("paired", {}).items()
         for rival, lead in rivals.items()
     ]
@@ -270,7 +266,7 @@ def _curve(found: dict[str, Any] | None, name: str, vary: str) -> Iterable[str]:
     rows = []
     for point in found["points"]:
         cells = [spread(point["models"][model]["test"].get("auc")) for model in found["models"]]
-        leads = [_lead(point["paired"].get(ours, {}).get(rival))[0] for ours, rival in pairs]
+        leads = [difference(point["paired"].get(ours, {}).get(rival))[0] for ours, rival in pairs]
         images, steps = (span(point[key]) for key in ("train_images", "steps"))
         rows.append([point["shown"], images, steps, *cells, *leads])
     yield table(header, rows)
@@ -290,6 +286,11 @@ def _curves(results: Path) -> list[tuple[str, str, Path]]:
 def _study(found: dict[str, Any] | None, study: Study) -> Iterable[str]:
     command = f"scorebayes benchmark {study.command}"
     return [not_run(command)] if found is None else study.tables({"command": command, **found})
+
+
+def _drawn(found: dict[str, Any] | None, figure: Path, page: Path) -> list[str]:
+    """The figure of a file's content, where both are there."""
+    return [embedded(figure, page)] if found is not None and figure.exists() else []
 
 
 def _studies(results: Path) -> Iterator[Study]:
@@ -319,12 +320,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not a JSON file ({error}).", "Run its benchmark again.") from error
-
-
-def _lead(lead: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Difference with interval, and p."""
-    if lead is None or lead.get("auc_difference") is None:
-        return ABSENT, ABSENT
-    limits, p = lead.get("auc_difference_ci95"), lead.get("auc_difference_p")
-    shown = f"{lead['auc_difference']:+.3f}" + ("" if limits is None else f" {interval(limits, '+')}")
-    return shown, ABSENT if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -68,9 +68,8 @@ def find_table(root: Path, name: str) -> Path:
 def files_by_folder(root: Path) -> dict[str, list[Path]]:
     """Image files below ``root`` under the name of each of their folders (case names, UIDs), sorted."""
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in files_below(
-        root, unreadable=lambda _error: None
-    ):  # whose images the set's table misses, by name
+    # Of a folder that cannot be opened, the set's table misses the images by name.
+    for path in files_below(root, unreadable=lambda _error: None):
         if path.name.lower().endswith(ENDINGS):
             for part in path.relative_to(root).parts[:-1]:
                 found[part].append(path)
