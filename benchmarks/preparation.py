@@ -29,7 +29,7 @@ from scipy import ndimage
 
 from scorebayes.data.load import load
 from scorebayes.data.prepare import Prepare
-from scorebayes.data.vindr_mammo import VindrMammo
+from scorebayes.data.sources.vindr_mammo import VindrMammo
 
 HEIGHT, WIDTH, BITS = 3000, 2400, 16
 INDEXED = 20_000
@@ -129,7 +129,7 @@ def main() -> None:
     # Not above: every worker process imports this file again, and torch takes seconds.
     import torch
 
-    from scorebayes.run import environment
+    from scorebayes.runs.run import environment
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=100)

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scorebayes.draws import Draws
-from scorebayes.likelihood.flow import Flow, PaperFlow
-from scorebayes.noise import NOISES
-from scorebayes.oracle import GaussianScore, MixtureScore, Oracle
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood.flow import Flow, PaperFlow
+from scorebayes.diffusion.noise import NOISES
+from scorebayes.diffusion.oracle import GaussianScore, MixtureScore, Oracle
 
 DOCS = Path(__file__).parents[1] / "docs"
 FIXED = {"heun": (16, 32, 64, 128), "rk4": (8, 16, 32, 64), "dopri5": (4, 8, 16, 32)}
@@ -122,12 +122,12 @@ SOLVERS_PAGE = """# Error against evaluations, for each solver
 
 Written by `python benchmarks/solvers.py`. Root-mean-square error of log p(x | y) in nats per dimension and,
 in brackets, evaluations of the score per image and class, each with its derivative. Worlds with a known
-density (`scorebayes.oracle`): Gaussian images of 8 x 8 pixels with a power-law spectrum, and a mixture in
+density (`scorebayes.diffusion.oracle`): Gaussian images of 8 x 8 pixels with a power-law spectrum, and a mixture in
 four dimensions whose flow is not linear. Exact trace and exact p_T, so that what is seen is the solver alone.
 
 {table}
 
-Grids are even in log-SNR and the state is z / sqrt(1 + s^2) (see `scorebayes.likelihood.flow`). The paper's
+Grids are even in log-SNR and the state is z / sqrt(1 + s^2) (see `scorebayes.diffusion.likelihood.flow`). The paper's
 computation (`PaperFlow`: Runge-Kutta 4(5) in t, tolerance 1e-5) takes {paper:.0f} evaluations in the first
 world.
 

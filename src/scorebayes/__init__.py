@@ -20,14 +20,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from scorebayes.data import open_source, read_image
-    from scorebayes.posterior import bayes
-    from scorebayes.run import open_run
+    from scorebayes.decision.posterior import bayes
+    from scorebayes.runs.run import open_run
     from scorebayes.sklearn import ScoreBayesClassifier
 
 _PLACES = {
     "ScoreBayesClassifier": "scorebayes.sklearn",
-    "bayes": "scorebayes.posterior",
-    "open_run": "scorebayes.run",
+    "bayes": "scorebayes.decision.posterior",
+    "open_run": "scorebayes.runs.run",
     "open_source": "scorebayes.data",
     "read_image": "scorebayes.data",
 }

@@ -27,17 +27,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from scorebayes import stages
-from scorebayes.data.arrays import save_arrays
-from scorebayes.data.images import is_stack, to_unit
+from scorebayes.data.pixels.images import is_stack, to_unit
+from scorebayes.data.sources.arrays import save_arrays
+from scorebayes.decision.posterior import bayes
+from scorebayes.decision.table import LogLikTable
 from scorebayes.errors import ConfigError
-from scorebayes.evaluate import predictions
-from scorebayes.posterior import bayes
-from scorebayes.predict import abstain, key_of
 from scorebayes.progress import progress_bar
-from scorebayes.run import open_run, pick_device
-from scorebayes.scoring import IMAGES_AT_A_TIME
-from scorebayes.table import LogLikTable
+from scorebayes.runs.run import open_run, pick_device
+from scorebayes.stages import train as stages
+from scorebayes.stages.evaluate import predictions
+from scorebayes.stages.predict import abstain, key_of
+from scorebayes.stages.score import IMAGES_AT_A_TIME
 
 
 class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):

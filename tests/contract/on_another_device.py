@@ -15,18 +15,18 @@ from fixtures.strict_device import strict_device
 from fixtures.tiny_run import DATA, LAYER, finish, write_pictures
 from typer.testing import CliRunner
 
-from scorebayes import run as run_module
-from scorebayes import stages
-from scorebayes import train as training
 from scorebayes.baselines import fit_baseline
-from scorebayes.benchmark.adversarial import measure_adversarial
-from scorebayes.benchmark.evidence import measure_evidence
-from scorebayes.cli import app
-from scorebayes.inputs import load_split
-from scorebayes.likelihood import LIKELIHOODS
-from scorebayes.run import Run, open_run
-from scorebayes.sample import SAMPLERS
-from scorebayes.sequential import decide_sequentially
+from scorebayes.benchmark.trained.adversarial import measure_adversarial
+from scorebayes.benchmark.trained.maps import measure_evidence
+from scorebayes.cli.main import app
+from scorebayes.diffusion.likelihood import LIKELIHOODS
+from scorebayes.diffusion.sample import SAMPLERS
+from scorebayes.runs import run as run_module
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import Run, open_run
+from scorebayes.stages import train as stages
+from scorebayes.stages.sequential import decide_sequentially
+from scorebayes.training import loop as training
 
 CHEAPER = {"bound": {"levels": 4}, "flow": {"steps": 4}, "paper": {"rtol": 1e-2, "atol": 1e-2}}
 

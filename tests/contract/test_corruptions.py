@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from scorebayes.benchmark.trained.corruptions import CORRUPTIONS, SEVERITIES
+from scorebayes.benchmark.trained.foreign import FOREIGN, PHOTOGRAPHS, pictures
 from scorebayes.data import open_source
-from scorebayes.data.corrupt import CORRUPTIONS, SEVERITIES
-from scorebayes.data.foreign import FOREIGN, PHOTOGRAPHS, pictures
 from scorebayes.errors import ConfigError
 
 SIZES = (28, 64)

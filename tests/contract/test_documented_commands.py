@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from scorebayes.cli import app
+from scorebayes.cli.main import app
 
 PROJECT = Path(__file__).parents[2]
 DOCUMENTS = [

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scorebayes.draws import Draws
-from scorebayes.likelihood import LIKELIHOODS, Kind, Likelihood
-from scorebayes.nets import BACKBONES
-from scorebayes.noise import VP, NoiseProcess
-from scorebayes.score import Denoiser, Score, ScoreModel
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood import LIKELIHOODS, Kind, Likelihood
+from scorebayes.diffusion.nets import BACKBONES
+from scorebayes.diffusion.noise import VP, NoiseProcess
+from scorebayes.diffusion.score import Denoiser, Score, ScoreModel
 
 KEYS = ["one", "two", "three"]
 

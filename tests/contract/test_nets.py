@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scorebayes.nets import BACKBONES
+from scorebayes.diffusion.nets import BACKBONES
 
 SMALL = {"channels": (8, 16), "blocks": 1, "attention": 1, "patch": 2}
 VARIANTS = [(name, {**SMALL, "label_in": label_in}) for name in BACKBONES for label_in in ("all", "decoder")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scorebayes.noise import NOISES, NoiseProcess
+from scorebayes.diffusion.noise import NOISES, NoiseProcess
 
 
 @pytest.fixture(params=sorted(NOISES))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from scorebayes.data import SOURCES, Source, open_source
-from scorebayes.data.arrays import save_arrays
+from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.errors import ConfigError, DataError
 
 

@@ -16,12 +16,12 @@ from fixtures.native_trees import CANARY, INBREAST_ROWS, breast, inbreast, write
 from PIL import Image
 
 from scorebayes.data.check import check
-from scorebayes.data.dicom import read_dicom
-from scorebayes.data.files import require_file
-from scorebayes.data.images import read_image
-from scorebayes.data.inbreast import InBreast
 from scorebayes.data.load import load
+from scorebayes.data.pixels.dicom import read_dicom
+from scorebayes.data.pixels.files import require_file
+from scorebayes.data.pixels.images import read_image
 from scorebayes.data.prepare import Prepare
+from scorebayes.data.sources.inbreast import InBreast
 from scorebayes.errors import DataError
 
 PREPARE = Prepare(size=32, bits=14)

@@ -20,15 +20,18 @@ from fixtures.tiny_run import LAYER, train_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from scorebayes import checkpoint, inputs, open_run, stages
-from scorebayes import train as training
+from scorebayes import open_run
 from scorebayes.data.base import Record
 from scorebayes.data.load import ImageSet
+from scorebayes.diffusion.likelihood import LIKELIHOODS
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.likelihood import LIKELIHOODS
-from scorebayes.predict import predict_files
-from scorebayes.run import Facts, Run, pick_device
-from scorebayes.spreadsheet import csv_text, plain
+from scorebayes.runs import inputs
+from scorebayes.runs.run import Facts, Run, pick_device
+from scorebayes.stages import train as stages
+from scorebayes.stages.predict import predict_files
+from scorebayes.storage import checkpoint
+from scorebayes.storage.spreadsheet import csv_text, plain
+from scorebayes.training import loop as training
 
 CPU = torch.device("cpu")
 

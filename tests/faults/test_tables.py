@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from fixtures.native_trees import cbis_ddsm, vindr_mammo
 
-from scorebayes.data import tables
-from scorebayes.data.cbis_ddsm import CbisDdsm
+from scorebayes.data.sources import tables
 from scorebayes.data.check import check
-from scorebayes.data.mammograms import find_table, is_plain_relative
-from scorebayes.data.tables import read_table
-from scorebayes.data.vindr_mammo import VindrMammo
+from scorebayes.data.sources.cbis_ddsm import CbisDdsm
+from scorebayes.data.sources.mammograms import find_table, is_plain_relative
+from scorebayes.data.sources.tables import read_table
+from scorebayes.data.sources.vindr_mammo import VindrMammo
 from scorebayes.errors import DataError
 
 COLUMNS = ("image id", "label")

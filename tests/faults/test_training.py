@@ -16,8 +16,8 @@ from fixtures.tiny_run import DATA, LAYER, train_tiny
 from safetensors.torch import load_file
 
 from scorebayes import open_run
-from scorebayes import train as training
 from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.training import loop as training
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -25,7 +25,7 @@ import sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from scorebayes import train as training
+from scorebayes.training import loop as training
 from fixtures.tiny_run import train_tiny
 step = training._step
 def slow_step(*args):
@@ -160,15 +160,15 @@ def test_data_that_changed_since_training_are_noticed(tmp_path):
     split.loc[0, "image_id"] = "not-there"
     split.to_parquet(run.path / "split.parquet")
     from scorebayes.errors import DataError
-    from scorebayes.inputs import load_split
+    from scorebayes.runs.inputs import load_split
 
     with pytest.raises(DataError, match="not-there"):
         load_split(run, split.loc[0, "split"])
 
 
 def test_a_class_without_images_is_refused_before_training(tmp_path):
-    from scorebayes import stages
     from scorebayes.errors import DataError
+    from scorebayes.stages import train as stages
 
     with pytest.raises(DataError, match="two images of every class"):
         stages.train(

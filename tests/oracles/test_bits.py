@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from scorebayes.draws import Draws
-from scorebayes.likelihood.bits import bits_per_dim
-from scorebayes.likelihood.flow import Flow
-from scorebayes.noise import VE
-from scorebayes.oracle import GaussianScore, MixtureScore
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood.bits import bits_per_dim
+from scorebayes.diffusion.likelihood.flow import Flow
+from scorebayes.diffusion.noise import VE
+from scorebayes.diffusion.oracle import GaussianScore, MixtureScore
 
 MEAN, SCALE = 0.4, 0.2
 DEPTHS = [8, 12, 16]

@@ -7,14 +7,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from scorebayes.calibrate import fit_calibration
-from scorebayes.draws import Draws
+from scorebayes.decision.calibration import fit_calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood import Denoising, DenoisingBound
+from scorebayes.diffusion.noise import NOISES, VP
+from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError
-from scorebayes.likelihood import Denoising, DenoisingBound
-from scorebayes.noise import NOISES, VP
-from scorebayes.oracle import GaussianScore
-from scorebayes.posterior import bayes
-from scorebayes.run import log_lik_table
+from scorebayes.runs.run import log_lik_table
 
 SHAPE = (1, 8, 8)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scorebayes import divergence
-from scorebayes.divergence import exact, fastest_mode, hutchinson
+from scorebayes.diffusion import divergence
+from scorebayes.diffusion.divergence import exact, fastest_mode, hutchinson
 
 MODES = ["forward", "reverse"]
 

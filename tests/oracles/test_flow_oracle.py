@@ -10,12 +10,12 @@ import torch
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from scorebayes.draws import Draws
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood.flow import Flow, PaperFlow
+from scorebayes.diffusion.noise import NOISES, VE, VP, NoiseProcess, SubVP
+from scorebayes.diffusion.oracle import GaussianScore, MixtureScore, Oracle
+from scorebayes.diffusion.score import Score
 from scorebayes.errors import ConfigError
-from scorebayes.likelihood.flow import Flow, PaperFlow
-from scorebayes.noise import NOISES, VE, VP, NoiseProcess, SubVP
-from scorebayes.oracle import GaussianScore, MixtureScore, Oracle
-from scorebayes.score import Score
 
 D = 256
 

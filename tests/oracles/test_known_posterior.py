@@ -13,14 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from scorebayes.calibrate import fit_calibration
-from scorebayes.likelihood import Denoising, DenoisingBound, Flow
+from scorebayes.decision.calibration import fit_calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.decision.table import LogLikTable
+from scorebayes.diffusion.likelihood import Denoising, DenoisingBound, Flow
+from scorebayes.diffusion.noise import VP
+from scorebayes.diffusion.oracle import GaussianScore, MixtureScore, Oracle
 from scorebayes.metrics import classification_metrics
-from scorebayes.noise import VP
-from scorebayes.oracle import GaussianScore, MixtureScore, Oracle
-from scorebayes.posterior import bayes
-from scorebayes.run import log_lik_table
-from scorebayes.table import LogLikTable
+from scorebayes.runs.run import log_lik_table
 
 
 @dataclass(frozen=True)

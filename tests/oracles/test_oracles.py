@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scorebayes.noise import NOISES
-from scorebayes.oracle import GaussianScore, MixtureScore, Oracle, dct_matrix
+from scorebayes.diffusion.noise import NOISES
+from scorebayes.diffusion.oracle import GaussianScore, MixtureScore, Oracle, dct_matrix
 
 
 def mixture(noise, shape=(1, 2, 3), n_classes=3, components=4) -> MixtureScore:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from scorebayes.diffusion.noise import NOISES, VP
+from scorebayes.diffusion.oracle import GaussianScore
+from scorebayes.diffusion.sample import SAMPLERS, ProbabilityFlow, SecondOrder, guide, nearest, noise_levels
+from scorebayes.diffusion.score import Score
 from scorebayes.errors import ConfigError
-from scorebayes.noise import NOISES, VP
-from scorebayes.oracle import GaussianScore
-from scorebayes.sample import SAMPLERS, ProbabilityFlow, SecondOrder, guide, nearest, noise_levels
-from scorebayes.score import Score
 
 SHAPE = (1, 6, 6)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorebayes.scattering import ANGLES, FINEST, FLOOR, LARGEST, n_scales, on_grid, scattering
+from scorebayes.evidence.scattering import ANGLES, FINEST, FLOOR, LARGEST, n_scales, on_grid, scattering
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

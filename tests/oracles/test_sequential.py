@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from scorebayes.calibrate import Calibration
-from scorebayes.draws import Draws
+from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood import Denoising
+from scorebayes.diffusion.noise import VP
+from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError
-from scorebayes.likelihood import Denoising
-from scorebayes.noise import VP
-from scorebayes.oracle import GaussianScore
-from scorebayes.posterior import bayes
-from scorebayes.run import log_lik_table
-from scorebayes.sequential import Sequential
+from scorebayes.runs.run import log_lik_table
+from scorebayes.stages.sequential import Sequential
 
 LEVELS = 4
 ESTIMATOR = Denoising(levels=LEVELS, flips=False, antithetic=False, common_noise=False)

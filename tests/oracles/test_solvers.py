@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchdiffeq import odeint
 
-from scorebayes.solve import DOPRI5, SOLVERS, Adaptive, integrate
+from scorebayes.diffusion.solve import DOPRI5, SOLVERS, Adaptive, integrate
 
 ORDER = {"heun": 2, "rk4": 4, "dopri5": 5}
 

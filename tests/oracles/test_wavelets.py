@@ -9,8 +9,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from scorebayes.errors import ConfigError
-from scorebayes.scattering import on_grid, scattering
-from scorebayes.wavelets import (
+from scorebayes.evidence.mixtures import (
     CLUSTERS,
     NOISES,
     WaveletMixtures,
@@ -23,6 +22,7 @@ from scorebayes.wavelets import (
     fit_wavelets,
     some_of_all_classes,
 )
+from scorebayes.evidence.scattering import on_grid, scattering
 
 
 def textures(n: int, seed: int, n_classes: int = 2) -> tuple[torch.Tensor, np.ndarray]:

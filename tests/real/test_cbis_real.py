@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scorebayes.data.cbis_ddsm import CbisDdsm, Lesion
 from scorebayes.data.check import as_text, check
-from scorebayes.data.dicom import dicom_bits, dicom_tags
 from scorebayes.data.load import load
+from scorebayes.data.pixels.dicom import dicom_bits, dicom_tags
 from scorebayes.data.prepare import Prepare
+from scorebayes.data.sources.cbis_ddsm import CbisDdsm, Lesion
 
 pytestmark = pytest.mark.real
 _NUMBERS = """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scorebayes.atomic import replacing, write_atomically
+from scorebayes.storage.atomic import replacing, write_atomically
 
 
 def test_the_file_is_replaced_at_the_end_of_the_block(tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ from scorebayes.baselines import (
 )
 from scorebayes.baselines.base import calibrate, raw_logits
 from scorebayes.baselines.network import Network, equal_cost_steps, score_step_cost, score_steps
-from scorebayes.cli import app
-from scorebayes.config import PriorConfig
+from scorebayes.cli.main import app
 from scorebayes.data.base import Record
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import evaluate
-from scorebayes.run import Run, open_run
+from scorebayes.runs.config import PriorConfig
+from scorebayes.runs.run import Run, open_run
+from scorebayes.stages.evaluate import evaluate
 
 NETWORKS = [name for name, kind in BASELINES.items() if isinstance(kind, Network)]
 SIDE, STEPS = 16, 24

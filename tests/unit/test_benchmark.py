@@ -17,23 +17,23 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from typer.testing import CliRunner
 
-from scorebayes import config
 from scorebayes.baselines import BASELINES, read_predictions
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark import accuracy, summary
-from scorebayes.benchmark.accuracy import run_benchmark
-from scorebayes.benchmark.answers import Answers, seed_mean_difference
-from scorebayes.benchmark.compare import compare_predictions
-from scorebayes.benchmark.figures import draw_costs
+from scorebayes.benchmark.training import accuracy, summary
 from scorebayes.benchmark.names import BEST, CONTROL, MORE, OURS, PARTS, REFERENCE, WITH_REFERENCE
-from scorebayes.benchmark.posteriors import posteriors_path
-from scorebayes.benchmark.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark
-from scorebayes.benchmark.summary import add_mixtures, ensemble_entry, mixtures
-from scorebayes.cli_benchmark import app
+from scorebayes.benchmark.shown.figures import draw_costs
+from scorebayes.benchmark.stored.answers import Answers, seed_mean_difference
+from scorebayes.benchmark.stored.compare import compare_predictions
+from scorebayes.benchmark.stored.posteriors import posteriors_path
+from scorebayes.benchmark.training.accuracy import run_benchmark
+from scorebayes.benchmark.training.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark
+from scorebayes.benchmark.training.summary import add_mixtures, ensemble_entry, mixtures
+from scorebayes.cli.benchmark import app
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.run import open_run
-from scorebayes.scoring import read_table
-from scorebayes.spreadsheet import csv_text
+from scorebayes.runs import config
+from scorebayes.runs.run import open_run
+from scorebayes.stages.score import read_table
+from scorebayes.storage.spreadsheet import csv_text
 
 
 def little(side: int, channels: int, n_classes: int) -> nn.Module:

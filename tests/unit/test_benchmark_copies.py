@@ -9,9 +9,9 @@ from fixtures.tiny_run import LAYER
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from scorebayes.benchmark.answers import Answers
-from scorebayes.benchmark.copies import NEAR, closest, near_copies
-from scorebayes.inputs import load_split, start_run
+from scorebayes.benchmark.stored.answers import Answers
+from scorebayes.benchmark.training.copies import NEAR, closest, near_copies
+from scorebayes.runs.inputs import load_split, start_run
 
 
 @pytest.fixture(scope="module")
@@ -61,5 +61,5 @@ def test_figures_without_them_are_of_the_other_images(run):
 
 
 def test_without_near_copies_there_is_nothing_to_leave_out(run, monkeypatch):
-    monkeypatch.setattr("scorebayes.benchmark.copies.NEAR", 1.1)
+    monkeypatch.setattr("scorebayes.benchmark.training.copies.NEAR", 1.1)
     assert near_copies([run], [answers(run)], ["ours"]) == {"correlation": 1.1, "images": [0], "auc": {}}

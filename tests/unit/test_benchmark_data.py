@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from scorebayes import train
 from scorebayes.baselines import score_step_cost
-from scorebayes.benchmark import answers, data_curves
-from scorebayes.benchmark.data_curves import (
+from scorebayes.benchmark.stored import answers
+from scorebayes.benchmark.training import data_curves
+from scorebayes.benchmark.names import BEST, CONTROL, OURS, PARTS
+from scorebayes.benchmark.training.data_curves import (
     CURVES,
     Study,
     default_values,
@@ -21,12 +22,12 @@ from scorebayes.benchmark.data_curves import (
     measure_curve,
     parse_values,
 )
-from scorebayes.benchmark.names import BEST, CONTROL, OURS, PARTS
-from scorebayes.benchmark.seeds import Benchmark
-from scorebayes.benchmark.summary import METRICS
-from scorebayes.cli_benchmark import app
+from scorebayes.benchmark.training.seeds import Benchmark
+from scorebayes.benchmark.training.summary import METRICS
+from scorebayes.cli.benchmark import app
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.run import open_run
+from scorebayes.runs.run import open_run
+from scorebayes.training import loop as train
 
 
 @pytest.fixture(scope="module", autouse=True)

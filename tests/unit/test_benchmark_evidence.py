@@ -11,8 +11,8 @@ from fixtures.tiny_run import finish, train_tiny
 from torch import nn
 from typer.testing import CliRunner
 
-from scorebayes.benchmark import evidence
-from scorebayes.benchmark.evidence import (
+from scorebayes.benchmark.trained import maps as evidence
+from scorebayes.benchmark.trained.maps import (
     DELETED,
     _log_odds,
     _share_within,
@@ -21,10 +21,10 @@ from scorebayes.benchmark.evidence import (
     grad_cam,
     measure_evidence,
 )
-from scorebayes.cli_benchmark import app
+from scorebayes.cli.benchmark import app
 from scorebayes.errors import ConfigError
-from scorebayes.evidence import integrated_gradients
-from scorebayes.run import open_run
+from scorebayes.explain.maps import integrated_gradients
+from scorebayes.runs.run import open_run
 
 
 class Net(nn.Module):

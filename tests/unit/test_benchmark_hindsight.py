@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scorebayes.benchmark.hindsight import best_accuracy, hindsight_accuracy
+from scorebayes.benchmark.stored.hindsight import best_accuracy, hindsight_accuracy
 
 
 @pytest.mark.parametrize("seed", range(5))

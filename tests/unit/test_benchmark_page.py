@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scorebayes.benchmark.page import METRICS, quote_glance, write_page
-from scorebayes.benchmark.posteriors import posteriors_path
-from scorebayes.cli_benchmark import app
+from scorebayes.benchmark.shown.page import METRICS, quote_glance, write_page
+from scorebayes.benchmark.stored.posteriors import posteriors_path
+from scorebayes.cli.benchmark import app
 from scorebayes.errors import DataError
 
 SPREAD = {"mean": 0.9, "std": 0.0123, "values": [0.89, 0.91], "ci95": [0.85, 0.95]}

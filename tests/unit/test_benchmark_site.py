@@ -10,9 +10,9 @@ import pytest
 from scipy.special import expit
 from typer.testing import CliRunner
 
-from scorebayes.benchmark.posteriors import posteriors_path
-from scorebayes.benchmark.site import REPEATS, measure_site
-from scorebayes.cli_benchmark import app
+from scorebayes.benchmark.stored.posteriors import posteriors_path
+from scorebayes.benchmark.stored.site import REPEATS, measure_site
+from scorebayes.cli.benchmark import app
 from scorebayes.errors import DataError
 
 N = 300

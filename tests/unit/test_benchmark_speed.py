@@ -11,13 +11,13 @@ import torch
 from fixtures.tiny_run import train_tiny
 from typer.testing import CliRunner
 
-from scorebayes import cli_benchmark
-from scorebayes.benchmark import contest, evaluations, speed
-from scorebayes.draws import Draws
-from scorebayes.inputs import load_split
-from scorebayes.likelihood import Denoising, Flow, PaperFlow
-from scorebayes.run import open_run
-from scorebayes.sequential import Sequential, decide_sequentially
+from scorebayes.benchmark.trained import contest, evaluations, speed
+from scorebayes.cli import benchmark as cli_benchmark
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood import Denoising, Flow, PaperFlow
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import open_run
+from scorebayes.stages.sequential import Sequential, decide_sequentially
 
 EASY = {"rtol": 1e-2, "atol": 1e-2}
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from scorebayes.calibrate import Calibration, _heaviest_that_may_be_best, fit_calibration
+from scorebayes.decision.calibration import Calibration, _heaviest_that_may_be_best, fit_calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.decision.table import LogLikTable
 from scorebayes.errors import ConfigError, DataError, NumericalError
-from scorebayes.posterior import bayes
-from scorebayes.table import LogLikTable
 
 
 def make_table(n=400, levels=4, repeats=3, n_classes=2, seed=0, noise=1.0, kind="class-score", scale=None):

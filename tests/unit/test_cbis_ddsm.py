@@ -12,7 +12,7 @@ import pytest
 from fixtures.native_trees import CBIS_BOX, CBIS_ROWS, SWAPPED, breast, cbis_ddsm, write_dicom
 
 from scorebayes.data import open_source
-from scorebayes.data.cbis_ddsm import CbisDdsm
+from scorebayes.data.sources.cbis_ddsm import CbisDdsm
 from scorebayes.data.split import split_patients
 from scorebayes.errors import ConfigError, DataError
 

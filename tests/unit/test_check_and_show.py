@@ -10,13 +10,13 @@ from fixtures.native_trees import INBREAST_ROWS, cbis_ddsm, inbreast, vindr_mamm
 from PIL import Image
 from typer.testing import CliRunner
 
-from scorebayes.cli_data import app
+from scorebayes.cli.data import app
 from scorebayes.data import open_source
 from scorebayes.data.check import COUNTS, as_text, check
-from scorebayes.data.inbreast import InBreast
-from scorebayes.data.mammograms import Count
 from scorebayes.data.prepare import Prepare
 from scorebayes.data.show import contact_sheet
+from scorebayes.data.sources.inbreast import InBreast
+from scorebayes.data.sources.mammograms import Count
 from scorebayes.errors import DataError
 
 

@@ -19,7 +19,7 @@ from fixtures.tiny_run import DATA
 from PIL import Image
 from typer.testing import CliRunner
 
-from scorebayes.cli import app
+from scorebayes.cli.main import app
 from scorebayes.data import open_source
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -47,7 +47,7 @@ def commands(group: Any, *before: str) -> list[str]:
 
 
 def scorebayes(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
-    code = "from scorebayes.cli import main; main()"
+    code = "from scorebayes.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -85,7 +85,7 @@ def test_every_command_has_help_with_an_example(command):
 def test_help_comes_without_the_heavy_libraries():
     done = scorebayes("--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "recalibrate" in done.stdout
-    assert "scorebayes.cli" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    assert "scorebayes.cli.main" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 def test_the_version_is_told():
@@ -187,8 +187,8 @@ def test_bad_input_is_one_clear_line_and_a_failure(tmp_path, arguments, says):
     ],
 )
 def test_a_wrong_configuration_names_field_and_remedy(tmp_path, toml, says):
-    from scorebayes.config import read_toml, resolve
     from scorebayes.errors import ConfigError
+    from scorebayes.runs.config import read_toml, resolve
 
     (tmp_path / "c.toml").write_text(toml)
     with pytest.raises(ConfigError) as caught:
@@ -199,7 +199,7 @@ def test_a_wrong_configuration_names_field_and_remedy(tmp_path, toml, says):
 def test_a_configuration_survives_its_file():
     import tomllib
 
-    from scorebayes.config import PRESETS, resolve
+    from scorebayes.runs.config import PRESETS, resolve
 
     for preset in PRESETS:
         config = resolve({"data": {"source": "phantom"}, "prepare": {"size": 16}}, preset=preset)

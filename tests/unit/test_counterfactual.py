@@ -7,12 +7,12 @@ import pytest
 import torch
 from fixtures.tiny_run import train_tiny
 
-from scorebayes.counterfactual import counterfactual
+from scorebayes.diffusion.noise import VP
+from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError, NumericalError
-from scorebayes.inputs import load_split
-from scorebayes.noise import VP
-from scorebayes.oracle import GaussianScore
-from scorebayes.run import open_run
+from scorebayes.explain.counterfactual import counterfactual
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import open_run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from scorebayes.data import open_source
-from scorebayes.data.ddsm64 import Ddsm64
+from scorebayes.data.sources.ddsm64 import Ddsm64
 from scorebayes.data.split import leakage_audit, split_patients
 from scorebayes.errors import ConfigError, DataError
 

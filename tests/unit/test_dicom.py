@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
-from scorebayes.data import dicom as module
-from scorebayes.data.dicom import MAMMOGRAPHY, dicom_bits, dicom_tags, read_dicom
+from scorebayes.data.pixels import dicom as module
+from scorebayes.data.pixels.dicom import MAMMOGRAPHY, dicom_bits, dicom_tags, read_dicom
 from scorebayes.errors import DataError
 
 SYNTAXES = [

@@ -13,23 +13,23 @@ from fixtures.tiny_run import DATA, finish, train_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
-from scorebayes.calibrate import Calibration
-from scorebayes.cli import app
+from scorebayes.cli.main import app
 from scorebayes.data import open_source
-from scorebayes.draws import Draws
+from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood import Denoising
+from scorebayes.diffusion.noise import VP
+from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import evaluate
-from scorebayes.evidence import explain, logarithmic_mean, smooth, split_by_pixel
-from scorebayes.explain import explain_cases, explain_file, overlay, read_class
-from scorebayes.inputs import load_split
-from scorebayes.likelihood import Denoising
-from scorebayes.noise import VP
-from scorebayes.oracle import GaussianScore
-from scorebayes.posterior import bayes
-from scorebayes.predict import predict_files
+from scorebayes.explain.maps import explain, logarithmic_mean, smooth, split_by_pixel
+from scorebayes.explain.pictures import explain_cases, explain_file, overlay, read_class
 from scorebayes.report.files import Run as Files
 from scorebayes.report.sections.pictures import examples
-from scorebayes.run import open_run
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import open_run
+from scorebayes.stages.evaluate import evaluate
+from scorebayes.stages.predict import predict_files
 
 
 @pytest.fixture(scope="module")

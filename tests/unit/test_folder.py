@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scorebayes.data.folder import Folder
+from scorebayes.data.sources.folder import Folder
 from scorebayes.errors import ConfigError, DataError
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scorebayes.data import read_image as open_image
-from scorebayes.data.images import image_bits, read_image, read_npz
+from scorebayes.data.pixels.images import image_bits, read_image, read_npz
 from scorebayes.errors import DataError
 
 GREY_16 = np.random.default_rng(0).integers(0, 65536, (12, 9)).astype(np.uint16)
@@ -36,8 +36,10 @@ def test_grey_values_are_exact(tmp_path: Path, name: str, stored: np.ndarray) ->
 
 def test_dicom_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + bytes(50))
-    monkeypatch.setattr("scorebayes.data.images.read_dicom", lambda path, **_: f"pixels of {path.name}")
-    monkeypatch.setattr("scorebayes.data.images.dicom_bits", lambda path: 12)
+    monkeypatch.setattr(
+        "scorebayes.data.pixels.images.read_dicom", lambda path, **_: f"pixels of {path.name}"
+    )
+    monkeypatch.setattr("scorebayes.data.pixels.images.dicom_bits", lambda path: 12)
     assert open_image(tmp_path / "a") == "pixels of a"
     assert image_bits(tmp_path / "a") == 12
 
@@ -142,6 +144,6 @@ def test_an_npz_that_would_unpack_beyond_all_bounds_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros(10**6))
-    monkeypatch.setattr("scorebayes.data.images.MAX_NPZ_BYTES", 10**6)
+    monkeypatch.setattr("scorebayes.data.pixels.images.MAX_NPZ_BYTES", 10**6)
     with pytest.raises(DataError, match="would unpack"):
         read_npz(tmp_path / "a.npz", ["images"])

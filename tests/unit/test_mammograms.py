@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scorebayes.data.mammograms import files_by_folder
+from scorebayes.data.sources.mammograms import files_by_folder
 
 
 def touch(path: Path) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scorebayes.data import medmnist
-from scorebayes.data.medmnist import FLAGS, MedMnist
+from scorebayes.data.sources import medmnist
+from scorebayes.data.sources.medmnist import FLAGS, MedMnist
 from scorebayes.errors import DataError
 
 

@@ -14,11 +14,11 @@ from fixtures.native_trees import cbis_ddsm, inbreast, vindr_mammo
 from PIL import Image
 from typer.testing import CliRunner
 
-from scorebayes.cli import app
-from scorebayes.config import resolve
+from scorebayes.cli.main import app
 from scorebayes.data import open_source
 from scorebayes.errors import DataError
-from scorebayes.run import pick_device
+from scorebayes.runs.config import resolve
+from scorebayes.runs.run import pick_device
 
 CPU = pick_device("cpu")
 FEW_STEPS = """
@@ -120,7 +120,7 @@ def test_inbreast_goes_the_whole_way_with_splits_by_patient(tmp_path):
 @pytest.fixture
 def short_demo(monkeypatch):
     """Few steps, and no report (which has tests of its own)."""
-    from scorebayes import stages
+    from scorebayes.stages import train as stages
 
     monkeypatch.setattr(stages, "DEMO_STEPS", 2)
     monkeypatch.setattr(stages, "write_report", lambda path: path / "report.html")

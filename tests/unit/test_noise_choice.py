@@ -7,17 +7,17 @@ import pytest
 import torch
 from fixtures.tiny_run import DATA, LAYER
 
-from scorebayes import stages
-from scorebayes.draws import Draws
+from scorebayes.diffusion.draws import Draws
+from scorebayes.diffusion.likelihood import Denoising
+from scorebayes.diffusion.noise import VP
+from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError
-from scorebayes.inputs import load_split
-from scorebayes.likelihood import Denoising
-from scorebayes.noise import VP
-from scorebayes.noise_choice import choose_draws
-from scorebayes.oracle import GaussianScore
-from scorebayes.run import open_run
-from scorebayes.scoring import read_table
-from scorebayes.tune import tune
+from scorebayes.evidence.noise_choice import choose_draws
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import open_run
+from scorebayes.stages import train as stages
+from scorebayes.stages.score import read_table
+from scorebayes.stages.tune import tune
 
 LEVELS, PASSES = 4, 8
 
@@ -105,7 +105,7 @@ def test_another_estimator_gets_a_choice_of_its_own(run, tmp_path):
 
 
 def test_a_tuned_density_gets_a_new_choice(run, monkeypatch):
-    monkeypatch.setattr("scorebayes.tune.Tuned.better", True)
+    monkeypatch.setattr("scorebayes.stages.tune.Tuned.better", True)
     tune(run)
     tuned = open_run(run.path).likelihood
     assert tuned.mean != run.likelihood.mean and len(tuned.first) == 4

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 
-from scorebayes.data.phantom import MALIGNANT, Phantom
+from scorebayes.data.sources.phantom import MALIGNANT, Phantom
 from scorebayes.errors import ConfigError
 
 

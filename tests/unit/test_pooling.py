@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import log_loss
 
-from scorebayes.pooling import Pooling, Units, fit_pooling
+from scorebayes.decision.pooling import Pooling, Units, fit_pooling
 
 
 def correlated(correlation, n_units=4000, per_unit=3, prevalence=0.3, seed=0):

@@ -15,18 +15,18 @@ from typer.testing import CliRunner
 
 import scorebayes
 from scorebayes.baselines import fit_baseline
-from scorebayes.calibrate import Calibration
-from scorebayes.cli import app
-from scorebayes.config import PriorConfig
+from scorebayes.cli.main import app
+from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.table import LogLikTable
 from scorebayes.errors import ConfigError
-from scorebayes.evaluate import evaluate, predictions
-from scorebayes.inputs import load_split
-from scorebayes.looks import pixels
 from scorebayes.metrics import choose_threshold
-from scorebayes.predict import predict_files, read_file, read_prior
-from scorebayes.run import Decision
-from scorebayes.scoring import read_table
-from scorebayes.table import LogLikTable
+from scorebayes.runs.config import PriorConfig
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.looks import pixels
+from scorebayes.runs.run import Decision
+from scorebayes.stages.evaluate import evaluate, predictions
+from scorebayes.stages.predict import predict_files, read_file, read_prior
+from scorebayes.stages.score import read_table
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ from scipy.special import softmax
 from typer.testing import CliRunner
 
 import scorebayes
-from scorebayes.calibrate import Calibration
-from scorebayes.cli import app
-from scorebayes.data.arrays import save_arrays
+from scorebayes.cli.main import app
+from scorebayes.data.sources.arrays import save_arrays
+from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.decision.table import LogLikTable
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.inputs import load_labelled
-from scorebayes.posterior import bayes
-from scorebayes.predict import predict_files
-from scorebayes.recalibrate import recalibrate
-from scorebayes.scoring import read_table, score_images
-from scorebayes.table import LogLikTable
+from scorebayes.runs.inputs import load_labelled
+from scorebayes.stages.predict import predict_files
+from scorebayes.stages.recalibrate import recalibrate
+from scorebayes.stages.score import read_table, score_images
 
 PLACE = "phantom:n_patients=30,views=2,size=16,seed=5"
 

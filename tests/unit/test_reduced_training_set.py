@@ -10,11 +10,11 @@ import pytest
 import torch
 from fixtures.tiny_run import DATA, LAYER, train_tiny
 
-from scorebayes import train
-from scorebayes.config import resolve
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError
-from scorebayes.inputs import load_split, start_run
+from scorebayes.runs.config import resolve
+from scorebayes.runs.inputs import load_split, start_run
+from scorebayes.training import loop as train
 
 ASKED = {"per_class": 6, "imbalance": 3.0, "label_noise": 0.25}
 

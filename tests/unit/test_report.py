@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from fixtures.fake_run import write_fake_run
 
-from scorebayes import figures
 from scorebayes.errors import ConfigError, DataError
+from scorebayes.plots import charts as figures
 from scorebayes.report import write_report
 from scorebayes.report.files import Run
 from scorebayes.report.page import _headline, _sure_words

@@ -11,20 +11,21 @@ import torch
 from fixtures.tiny_run import finish, train_tiny
 from typer.testing import CliRunner
 
-from scorebayes import cli_benchmark, scoring
 from scorebayes.baselines import fit_baseline
-from scorebayes.benchmark.attacks import OurTarget, PeerTarget, Pgd, Square, grey_levels
-from scorebayes.benchmark.images import as_images, corrupted, foreign, score_images
-from scorebayes.benchmark.ood import measure_ood
-from scorebayes.benchmark.robustness import OURS, auc_grid, measure_robustness
+from scorebayes.benchmark.trained.attacks import OurTarget, PeerTarget, Pgd, Square, grey_levels
+from scorebayes.benchmark.trained.images import as_images, corrupted, foreign, score_images
+from scorebayes.benchmark.trained.ood import measure_ood
+from scorebayes.benchmark.trained.robustness import OURS, auc_grid, measure_robustness
+from scorebayes.cli import benchmark as cli_benchmark
+from scorebayes.decision.posterior import bayes
+from scorebayes.diffusion.likelihood import Denoising, Flow
 from scorebayes.errors import ConfigError
-from scorebayes.evaluate import evaluate
-from scorebayes.inputs import load_split
-from scorebayes.likelihood import Denoising, Flow
-from scorebayes.looks import pixels, reference_pixels
-from scorebayes.posterior import bayes
 from scorebayes.report import write_report
-from scorebayes.run import open_run
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.looks import pixels, reference_pixels
+from scorebayes.runs.run import open_run
+from scorebayes.stages import score as scoring
+from scorebayes.stages.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_ood_names_every_kind_beside_the_likelihood_and_the_report_shows_it(run,
 
 def test_what_preparation_refuses_counts_as_declined(run, monkeypatch):
     blank = [np.zeros((20, 20), np.float32)] * 3
-    monkeypatch.setattr("scorebayes.benchmark.ood.pictures", lambda *_: {"blank files": blank})
+    monkeypatch.setattr("scorebayes.benchmark.trained.ood.pictures", lambda *_: {"blank files": blank})
     row = measure_ood(run, 2, run.path)["kinds"]["blank files"]
     assert row == {"n": 3, "refused": 3, "flagged": 1.0, "flagged_by_likelihood": 1.0}
 

@@ -15,17 +15,17 @@ from fixtures.tiny_run import DATA, finish, train_tiny, write_pictures
 from PIL import Image
 
 import scorebayes
-from scorebayes import stages
-from scorebayes.config import PRESETS
 from scorebayes.data import open_source
+from scorebayes.diffusion.likelihood import DenoisingBound, Flow, PaperFlow
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import calibrate, evaluate
-from scorebayes.inputs import load_split, start_run, suggest
-from scorebayes.likelihood import DenoisingBound, Flow, PaperFlow
-from scorebayes.predict import predict_files
 from scorebayes.report import write_report
-from scorebayes.run import reconfigured
-from scorebayes.scoring import read_table, score_split, table_path
+from scorebayes.runs.config import PRESETS
+from scorebayes.runs.inputs import load_split, start_run, suggest
+from scorebayes.runs.run import reconfigured
+from scorebayes.stages import train as stages
+from scorebayes.stages.evaluate import calibrate, evaluate
+from scorebayes.stages.predict import predict_files
+from scorebayes.stages.score import read_table, score_split, table_path
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +213,12 @@ def test_a_given_prior_is_used_and_checked(run, tmp_path):
 def test_nothing_heavy_is_imported_for_help():
     import subprocess
 
-    code = "import sys, scorebayes.cli; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys, scorebayes.cli.main; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_samples_come_with_their_nearest_training_images(run):
-    from scorebayes.gallery import draw_samples
+    from scorebayes.stages.sample import draw_samples
 
     picture = draw_samples(run, per_class=2, steps=4)
     assert picture.stat().st_size > 1000

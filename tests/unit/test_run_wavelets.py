@@ -11,17 +11,17 @@ import pytest
 import torch
 from fixtures.tiny_run import DATA, LAYER, finish, train_tiny
 
-from scorebayes import stages
+from scorebayes.decision.posterior import bayes
+from scorebayes.decision.table import LogLikTable
 from scorebayes.errors import ConfigError
-from scorebayes.evidence import explain
-from scorebayes.inputs import load_split
-from scorebayes.posterior import bayes
-from scorebayes.run import WAVELETS, open_run
-from scorebayes.scattering import scattering
-from scorebayes.scoring import make_likelihood, read_table, score_split
-from scorebayes.sequential import decide_sequentially
-from scorebayes.table import LogLikTable
-from scorebayes.wavelet_fit import _training_images
+from scorebayes.evidence.scattering import scattering
+from scorebayes.evidence.wavelets import _training_images
+from scorebayes.explain.maps import explain
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import WAVELETS, open_run
+from scorebayes.stages import train as stages
+from scorebayes.stages.score import make_likelihood, read_table, score_split
+from scorebayes.stages.sequential import decide_sequentially
 
 MORE = "phantom:n_patients=80,views=2,size=16"  # enough for the wavelets to count
 

@@ -7,11 +7,11 @@ import pytest
 from fixtures.tiny_run import finish, train_tiny
 from typer.testing import CliRunner
 
-from scorebayes import shift
-from scorebayes.cli import app
-from scorebayes.evaluate import evaluate
+from scorebayes.cli.main import app
+from scorebayes.decision import shift
+from scorebayes.decision.shift import NOTICED, Sample, measure_shift
 from scorebayes.report import write_report
-from scorebayes.shift import NOTICED, Sample, measure_shift
+from scorebayes.stages.evaluate import evaluate
 
 
 def sample(seed, n=120, images=1, labels=None, moved=0.0):
@@ -87,7 +87,7 @@ def test_a_shift_is_told_by_command_and_report(run, monkeypatch):
     told = {"auc": 0.81, "auc_ci95": [0.7, 0.9], "patients": 30, "training_patients": 90, "noticed": True}
     quiet = {**told, "auc": 0.52, "noticed": False}
     found = dict(zip(run.facts.classes, (told, quiet), strict=True))
-    monkeypatch.setattr("scorebayes.evaluate.measure_shift", lambda *_: found)
+    monkeypatch.setattr("scorebayes.stages.evaluate.measure_shift", lambda *_: found)
     output = CliRunner().invoke(app, ["evaluate", str(run.path)], catch_exceptions=False).output
     assert output.count("can be told from the training images") == 1
     assert f"{run.facts.classes[0]!r} can be told from the training images by their look (AUC 0.81)" in output

@@ -23,8 +23,8 @@ import scorebayes
 from scorebayes import sklearn
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.predict import predict_files
 from scorebayes.sklearn import ScoreBayesClassifier
+from scorebayes.stages.predict import predict_files
 
 CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")}
 SOURCE = open_source(DATA)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from fixtures.tiny_run import train_tiny
 
-from scorebayes import scoring
 from scorebayes.data.load import ImageSet
-from scorebayes.inputs import load_split
-from scorebayes.likelihood import LogProb
-from scorebayes.table import LogLikTable
+from scorebayes.decision.table import LogLikTable
+from scorebayes.diffusion.likelihood import LogProb
+from scorebayes.runs.inputs import load_split
+from scorebayes.stages import score as scoring
 
 DRAWS = 2000
 

@@ -10,12 +10,12 @@ import torch
 from fixtures.tiny_run import LAYER, finish
 from PIL import Image
 
-from scorebayes import stages
-from scorebayes.evaluate import evaluate
-from scorebayes.predict import predict_files, read_prior
 from scorebayes.report import write_report
 from scorebayes.report.files import Run as Files
 from scorebayes.report.sections import SECTIONS
+from scorebayes.stages import train as stages
+from scorebayes.stages.evaluate import evaluate
+from scorebayes.stages.predict import predict_files, read_prior
 
 CLASSES = ("normal", "benign", "malignant")
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from fixtures.tiny_run import train_tiny
 
-from scorebayes import train as training
 from scorebayes.baselines import score_steps
-from scorebayes.config import TrainConfig
-from scorebayes.data.phantom import Phantom
+from scorebayes.data.sources.phantom import Phantom
+from scorebayes.diffusion.nets.unet import UNet
+from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
 from scorebayes.errors import ConfigError
-from scorebayes.nets.unet import UNet
-from scorebayes.score import Denoiser, hybrid_loss, training_loss
-from scorebayes.train import draw_log_snr
+from scorebayes.runs.config import TrainConfig
+from scorebayes.training import loop as training
+from scorebayes.training.loop import draw_log_snr
 
 RANGE = (-9.0, 12.0)
 

@@ -9,11 +9,12 @@ import pytest
 from fixtures.tiny_run import train_tiny
 from typer.testing import CliRunner
 
-from scorebayes import open_run, tune
-from scorebayes.calibrate import Calibration
-from scorebayes.cli import app
+from scorebayes import open_run
+from scorebayes.cli.main import app
+from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.table import LogLikTable
 from scorebayes.errors import ConfigError
-from scorebayes.table import LogLikTable
+from scorebayes.stages import tune
 
 
 def world(noise: np.ndarray, repeats: int = 400, images: int = 6) -> tuple[LogLikTable, Calibration]:

@@ -10,16 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from scorebayes import open_run, stages
-from scorebayes.appearance import Appearance, fit_appearance, statistics
+from scorebayes import open_run
+from scorebayes.benchmark.trained.foreign import FOREIGN
 from scorebayes.data import open_source
-from scorebayes.data.foreign import FOREIGN
+from scorebayes.decision.appearance import Appearance, fit_appearance, statistics
+from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.typicality import SHARE_FLAGGED, Typicality, features, fit_typicality
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evaluate import evaluate
-from scorebayes.predict import predict_files
-from scorebayes.scoring import score_split
-from scorebayes.table import LogLikTable
-from scorebayes.typicality import SHARE_FLAGGED, Typicality, features, fit_typicality
+from scorebayes.stages import train as stages
+from scorebayes.stages.evaluate import evaluate
+from scorebayes.stages.predict import predict_files
+from scorebayes.stages.score import score_split
 
 LEVELS, REPEATS = 6, 2
 NAMES = ["good", "inverted", "noise", "grey", "dark"]

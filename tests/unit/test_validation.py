@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fixtures.tiny_run import train_tiny
 
-from scorebayes.inputs import load_split
-from scorebayes.train import validation_images
+from scorebayes.runs.inputs import load_split
+from scorebayes.training.loop import validation_images
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from fixtures.native_trees import VINDR_STUDIES, breast, vindr_image, vindr_mammo
 
 from scorebayes.data import open_source
-from scorebayes.data.vindr_mammo import VindrMammo
+from scorebayes.data.sources.vindr_mammo import VindrMammo
 from scorebayes.errors import ConfigError, DataError
 
 STUDY = VINDR_STUDIES[2][0]  # BI-RADS 4 on the left, training

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from scorebayes.calibrate import Calibration, fit_calibration
 from scorebayes.data.load import ImageSet
-from scorebayes.run import Run
-from scorebayes.table import LogLikTable
+from scorebayes.decision.calibration import Calibration, fit_calibration
+from scorebayes.decision.table import LogLikTable
+from scorebayes.runs.run import Run
 
 IMAGES_AT_A_TIME = 256
 LEAST_WEIGHT = (

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from scorebayes.baselines.base import Fitted, Kind, calibrate
 from scorebayes.data.load import ImageSet
-from scorebayes.posterior import uniform_log_prior
-from scorebayes.run import Run
+from scorebayes.decision.posterior import uniform_log_prior
+from scorebayes.runs.run import Run
 
 CELLS = 7  # along a side, about
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)

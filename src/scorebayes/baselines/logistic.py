@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scorebayes.baselines.base import Fitted, Kind
 from scorebayes.data.load import ImageSet
-from scorebayes.run import Run
+from scorebayes.runs.run import Run
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 COMPONENTS = 512  # of the pixels; exact for small images, keeps large ones feasible

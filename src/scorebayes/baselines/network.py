@@ -26,18 +26,18 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scorebayes.atomic import write_atomically
-from scorebayes.augment import CODE_LENGTH, augment
 from scorebayes.baselines.base import Fitted, Kind, calibrate, raw_logits
-from scorebayes.checkpoint import Checkpoints, pack, unpack
 from scorebayes.data.load import ImageSet
+from scorebayes.decision.posterior import uniform_log_prior
+from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import ConfigError, NumericalError
-from scorebayes.posterior import uniform_log_prior
 from scorebayes.progress import progress_bar
-from scorebayes.run import Run
-from scorebayes.schedule import average_decay, rate_share
-from scorebayes.score import Denoiser
-from scorebayes.train import draw_rows, step_seed, validation_images
+from scorebayes.runs.run import Run
+from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage.checkpoint import Checkpoints, pack, unpack
+from scorebayes.training.augment import CODE_LENGTH, augment
+from scorebayes.training.loop import draw_rows, step_seed, validation_images
+from scorebayes.training.schedule import average_decay, rate_share
 
 LEAST_STEPS = 100
 TRIAL_SHARE = 1 / 6  # of the final steps, for each setting that is tried
@@ -222,7 +222,7 @@ def score_steps(run: Run) -> int:
 
 
 class _Training:
-    """One training of a network, as ``scorebayes.train`` trains the score: random numbers from (seed, step) alone."""
+    """One training of a network, as ``scorebayes.training.loop`` trains the score: random numbers from (seed, step) alone."""
 
     def __init__(self, net: nn.Module, setting: Setting, run: Run, train: ImageSet, steps: int) -> None:
         self.net, self.setting, self.run, self.steps = net, setting, run, steps

@@ -19,18 +19,18 @@ import pandas as pd
 import safetensors.torch
 from scipy.special import softmax
 
-from scorebayes.atomic import write_atomically
 from scorebayes.baselines.architectures import densenet121, efficientnet_b0, resnet, vit
 from scorebayes.baselines.base import Baseline, Kind, calibrate, raw_logits
 from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network
-from scorebayes.calibrate import Calibration
+from scorebayes.decision.calibration import Calibration
 from scorebayes.errors import ConfigError
-from scorebayes.inputs import load_split
-from scorebayes.run import Run, environment
-from scorebayes.spreadsheet import csv_text, plain
-from scorebayes.train import require_classes
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import Run, environment
+from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage.spreadsheet import csv_text, plain
+from scorebayes.training.loop import require_classes
 
 BASELINES: dict[str, Kind] = {
     "logistic": Logistic(),

@@ -43,14 +43,14 @@ class _Lazy:
 
 
 SOURCES: dict[str, Callable[..., Source]] = {
-    "phantom": _Lazy("phantom", "Phantom"),
-    "medmnist": _Lazy("medmnist", "MedMnist"),
-    "folder": _Lazy("folder", "Folder"),
-    "arrays": _Lazy("arrays", "Arrays"),
-    "cbis-ddsm": _Lazy("cbis_ddsm", "CbisDdsm"),
-    "inbreast": _Lazy("inbreast", "InBreast"),
-    "vindr-mammo": _Lazy("vindr_mammo", "VindrMammo"),
-    "ddsm64": _Lazy("ddsm64", "Ddsm64"),
+    "phantom": _Lazy("sources.phantom", "Phantom"),
+    "medmnist": _Lazy("sources.medmnist", "MedMnist"),
+    "folder": _Lazy("sources.folder", "Folder"),
+    "arrays": _Lazy("sources.arrays", "Arrays"),
+    "cbis-ddsm": _Lazy("sources.cbis_ddsm", "CbisDdsm"),
+    "inbreast": _Lazy("sources.inbreast", "InBreast"),
+    "vindr-mammo": _Lazy("sources.vindr_mammo", "VindrMammo"),
+    "ddsm64": _Lazy("sources.ddsm64", "Ddsm64"),
 }
 
 
@@ -108,13 +108,13 @@ def read_image(path: str | Path, modalities: Sequence[str] = ()) -> NDArray:
 
     Raises DataError naming the file and the cause where it cannot be read.
     """
-    from scorebayes.data.images import read_image as read
+    from scorebayes.data.pixels.images import read_image as read
 
     return read(Path(path), modalities=modalities)
 
 
 def read_tags(path: str | Path) -> tuple[str, str]:
     """Laterality ("L", "R" or "") and view ("CC", "MLO" or "") of a DICOM file; ("", "") for other files."""
-    from scorebayes.data import images
+    from scorebayes.data.pixels import images
 
     return images.read_tags(Path(path))

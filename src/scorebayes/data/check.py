@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from scorebayes.data.base import Record, Source
-from scorebayes.data.cbis_ddsm import CbisDdsm
-from scorebayes.data.inbreast import InBreast
 from scorebayes.data.load import Progress, load
-from scorebayes.data.mammograms import Count
 from scorebayes.data.prepare import Prepare
+from scorebayes.data.sources.cbis_ddsm import CbisDdsm
+from scorebayes.data.sources.inbreast import InBreast
+from scorebayes.data.sources.mammograms import Count
+from scorebayes.data.sources.vindr_mammo import VindrMammo
 from scorebayes.data.split import leakage_audit, split_patients
-from scorebayes.data.vindr_mammo import VindrMammo
 from scorebayes.errors import DataError
 
 COUNTS: dict[str, Callable[[Any], list[Count]]] = {

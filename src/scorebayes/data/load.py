@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, Source
-from scorebayes.data.files import require_file
+from scorebayes.data.pixels.files import require_file
 from scorebayes.data.prepare import Prepare
 from scorebayes.errors import ConfigError, DataError
 

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scorebayes.digest import sha256_of
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.figures import short
-from scorebayes.spreadsheet import plain
+from scorebayes.plots.charts import short
+from scorebayes.storage.digest import sha256_of
+from scorebayes.storage.spreadsheet import plain
 
 
 @dataclass(frozen=True)

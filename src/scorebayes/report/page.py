@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from scorebayes import figures
-from scorebayes.atomic import write_atomically
-from scorebayes.figures import Row, short
+from scorebayes.plots import charts as figures
+from scorebayes.plots.charts import Row, short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import Panel, estimate, interval, p_value, seconds, share, threshold_words
 from scorebayes.report.sections import SECTIONS
 from scorebayes.report.sections.inputs import leak_words, model
 from scorebayes.report.sections.performance import METRICS
+from scorebayes.storage.atomic import write_atomically
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("scorebayes"),
+    loader=jinja2.PackageLoader("scorebayes.report"),
     autoescape=jinja2.select_autoescape(("html.j2",)),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

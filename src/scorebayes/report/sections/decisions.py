@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scorebayes import figures, metrics
-from scorebayes.figures import short
-from scorebayes.heat import heat_map
+from scorebayes import metrics
+from scorebayes.plots import charts as figures
+from scorebayes.plots.charts import short
+from scorebayes.plots.heat import heat_map
 from scorebayes.report.files import Run
 from scorebayes.report.parts import (
     Panel,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scorebayes.digest import sha256_of
-from scorebayes.figures import short
+from scorebayes.plots.charts import short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import (
     Section,
@@ -23,6 +22,7 @@ from scorebayes.report.parts import (
     texts,
     threshold_words,
 )
+from scorebayes.storage.digest import sha256_of
 
 _SHOWN_EXCLUDED = 200
 DEMOGRAPHICS = ("age", "sex", "density", "view", "laterality", "vendor")

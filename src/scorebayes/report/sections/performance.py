@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorebayes import figures, metrics
-from scorebayes.figures import Row, short
+from scorebayes import metrics
+from scorebayes.plots import charts as figures
+from scorebayes.plots.charts import Row, short
 from scorebayes.report.files import Cases, Run
 from scorebayes.report.parts import (
     Panel,

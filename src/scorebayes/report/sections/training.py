@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scorebayes import figures
+from scorebayes.plots import charts as figures
 from scorebayes.report.files import Run
 from scorebayes.report.parts import (
     Panel,

@@ -1,0 +1,200 @@
+"""The tables of all studies but accuracy: what a trained run costs, shows, withstands and declines, from their JSON files.
+
+Every function takes the content of one file and yields paragraphs of Markdown. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from scorebayes.benchmark.names import BENCHMARKS, TITLES
+from scorebayes.benchmark.shown.markdown import ABSENT, number, origin, spread, table, within
+
+Found = Mapping[str, Any]
+
+
+class Study(NamedTuple):
+    """A file of results (its stem), the heading of its tables, the command that makes it, and its figure, if any."""
+
+    stem: str
+    title: str
+    command: str
+    tables: Callable[[Found], Iterable[str]]
+    figure: str = ""
+
+
+def speed(found: Found) -> Iterable[str]:
+    """Seconds, evaluations and AUC of a run's own estimator and of the paper's computation."""
+    yield origin(found, [])
+    for run in found["runs"]:
+        yield (
+            f"{run['data']}, {run['size']} pixels: {run['speedup_vs_paper']:.0f} times fewer seconds, "
+            f"{run['speedup_vs_paper_cpu']:.0f} times less processor time; an image of a batch of 64 takes "
+            f"{run['ms_per_image']:.0f} ms. Ours: `{run['contestants']['default']['estimator']}`."
+        )
+        yield table(
+            ["computation", "test images", "seconds an image", "evaluations per class", "AUC"],
+            [
+                [
+                    name,
+                    str(of["images"]),
+                    number(of["wall_seconds_per_image"]),
+                    number(of["nfe_per_class"], 0),
+                    within(of["auc"], of["auc_ci95"]),
+                ]
+                for name, of in run["contestants"].items()
+            ],
+        )
+
+
+def evaluations(found: Found) -> Iterable[str]:
+    """AUC against network evaluations."""
+    yield origin(found, [f"{found['test_images']} test images, for the flow {found['flow_images']}"])
+    yield table(
+        ["estimator", "evaluations per class", "AUC", "accuracy", "log loss (nats)", "ECE"],
+        [
+            [
+                name,
+                number(point["evaluations_per_class"], 0),
+                within(point["auc"], point["auc_ci95"]),
+                *(number(point[metric]) for metric in ("accuracy", "log_loss", "ece")),
+            ]
+            for name, points in found["curves"].items()
+            for point in points
+        ],
+    )
+
+
+def evidence(found: Found) -> Iterable[str]:
+    """Where the maps lie, and how soon the decision falls without the pixels that they name."""
+    yield origin(found, [])
+    for run in found["runs"].values():
+        yield f"{run['data']}, {run['images']} test images of {run['patients']} patients."
+        if run["lesion"]:
+            yield (
+                f"Share of a map in the known lesion, which takes {spread(run['lesion']['area'])} of the area and "
+                f"{spread(run['lesion']['brightness'])} of the brightness:"
+            )
+            shares = {
+                "share": "of its size", "share_positive": "of what speaks for the class",
+                "smoothed_share_positive": "the same, smoothed",
+            }  # fmt: skip
+            yield table(
+                ["map", *shares.values()],
+                [
+                    [name, *(spread(of.get(share)) for share in shares)]
+                    for name, of in run["lesion"]["methods"].items()
+                ],
+            )
+        yield "Area under the posterior as the pixels that speak most for the class are replaced, lower is better:"
+        methods = {name: None for by in run["deletion"].values() for of in by.values() for name in of}
+        yield table(
+            ["judged by", "replaced by", *methods],
+            [
+                [judge, f"their {fill} values", *(spread(of.get(m, {}).get("area")) for m in methods)]
+                for judge, by_fill in run["deletion"].items()
+                for fill, of in by_fill.items()
+            ],
+        )
+
+
+def foreign(found: Found) -> Iterable[str]:
+    """Which foreign images are declined, and which an ordinary likelihood would decline."""
+    own = found["in_distribution"]
+    yield origin(found, [found["data"], f"{own['n']} test images"])
+    rows = [
+        ["its own test images", own, ABSENT],
+        *([kind, of, number(of["auc"])] for kind, of in found["kinds"].items()),
+    ]
+    yield table(
+        ["images", "number", "declined", "by the noise levels alone", "by a low likelihood", "AUC against the test images"],
+        [
+            [
+                kind,
+                str(of["n"]),
+                within(of["flagged"], of["flagged_ci95"]),
+                *(number(of[by]) for by in ("flagged_by_levels", "flagged_by_likelihood")),
+                auc,
+            ]
+            for kind, of, auc in rows
+        ],
+    )  # fmt: skip
+
+
+def corruptions(found: Found) -> Iterable[str]:
+    """Means over all corruptions and severities."""
+    kinds = {c["kind"] for c in found["conditions"] if c["severity"]}
+    yield origin(
+        found,
+        [
+            found["data"],
+            f"{found['images']} test images",
+            f"{len(kinds)} corruptions of {len(found['severities'])} severities",
+        ],
+    )
+    metrics = {
+        "mean_auc": "AUC", "auc_lost": "AUC lost", "mean_accuracy": "accuracy", "mean_log_loss": "log loss (nats)",
+        "mean_corruption_error": "error / that of the logistic regression",
+    }  # fmt: skip
+    yield table(
+        ["model", *metrics.values()],
+        [[model, *(number(of.get(m)) for m in metrics)] for model, of in found["summary"].items()],
+    )
+
+
+def attacks(found: Found) -> Iterable[str]:
+    """Accuracy under each attack."""
+    yield origin(
+        found,
+        [found["data"], f"{found['images']} test images", f"{found['steps']} gradient steps", f"{found['queries']} queries"],
+    )  # fmt: skip
+    yield table(
+        ["model", "attack", "budget", "accuracy", "declined"],
+        [
+            [
+                row["model"],
+                row["attack"],
+                f"{row['budget']}/255" if row["budget"] else ABSENT,
+                within(row["accuracy"], row["accuracy_ci95"]),
+                number(row.get("declined")),
+            ]
+            for row in found["results"]
+        ],
+    )
+
+
+def site(found: Found) -> Iterable[str]:
+    """What labelled images of the place of use bring."""
+    numbers = list(dict.fromkeys(n for of in found["models"].values() for n in of))
+    yield origin(
+        found, [f"{found['repeats']} draws of the patients for every seed; accuracy / ECE of the others"]
+    )
+    yield table(
+        ["calibrated on labelled test patients", *numbers],
+        [
+            [TITLES.get(model, model), *(_accuracy_and_ece(of.get(n)) for n in numbers)]
+            for model, of in found["models"].items()
+        ],
+    )
+
+
+def _accuracy_and_ece(found: Mapping[str, Any] | None) -> str:
+    return f"{spread(found['accuracy'])} / {spread(found['ece'])}" if found else ABSENT
+
+
+def site_of(name: str) -> Study:
+    """The study of labelled images of the place of use on a benchmark."""
+    title = f"{BENCHMARKS[name]}: labelled images of the place of use"
+    return Study(f"{name}-site", title, f"site benchmarks/results/{name}.json", site)
+
+
+STUDIES = (
+    Study("speed", "Seconds, against the paper's computation", "speed RUN", speed),
+    Study("curves", "AUC against network evaluations", "curves RUN", evaluations, "auc-vs-evaluations"),
+    Study("evidence", "Maps of the pixels that decided", "evidence RUN...", evidence),
+    Study("ood", "Foreign images", "ood RUN", foreign),
+    Study("robustness", "Corruptions", "robustness RUN", corruptions, "robustness"),
+    Study("adversarial", "Attacks", "adversarial RUN", attacks),
+    site_of("pneumoniamnist"),
+)

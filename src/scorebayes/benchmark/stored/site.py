@@ -1,0 +1,90 @@
+"""What labelled images of the place of use bring: the calibration of stored posteriors, fitted anew on some test images.
+
+A test split from elsewhere (``scorebayes.decision.shift``) shows a threshold that does not hold. Here a few of its images, drawn at
+random, calibrate a model as ``scorebayes recalibrate`` does, and the others judge it. Test labels take part: this is no
+result of a model, but says what one would gain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from scorebayes.baselines.base import calibrate
+from scorebayes.benchmark.stored.posteriors import class_indices, posteriors_path, read_posteriors
+from scorebayes.benchmark.training.summary import spread
+from scorebayes.errors import DataError
+from scorebayes.metrics import ece
+from scorebayes.runs.run import environment, pick_device
+
+REPEATS = 20  # draws of the images, for every seed
+
+
+def measure_site(results: Path, models: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
+    """Accuracy and calibration error of the models, as they are (0) and calibrated on so many test patients.
+
+    ``results``: a benchmark's JSON file with its posteriors beside it (DataError where they are not there, or a model is not
+    in them, or has fewer patients). All are judged on the patients that the largest number leaves, the same for all numbers.
+    Keys: ``models`` -> model -> number -> ``accuracy`` and ``ece``, each mean, std and values over seeds and draws.
+    """
+    said = read_posteriors(posteriors_path(results))
+    classes = json.loads(results.read_text(encoding="utf-8"))["classes"] if said else []
+    found: dict[str, Any] = {}
+    for model in models:
+        rows = [frame for (name, _), frame in said.items() if name == model]
+        if not rows:
+            raise DataError(f"{posteriors_path(results)}: no posteriors of {model!r}.", "Run the benchmark.")
+        values: dict[int, list[tuple[float, float]]] = {number: [] for number in (0, *numbers)}
+        for frame in rows:
+            for draw in range(REPEATS):
+                for number, value in _one_draw(frame, classes, numbers, draw).items():
+                    values[number].append(value)
+        found[model] = {
+            str(number): {
+                name: spread(column)
+                for name, column in zip(("accuracy", "ece"), zip(*of, strict=True), strict=True)
+            }
+            for number, of in values.items()
+        }
+    return {
+        "benchmark": results.stem,
+        "repeats": REPEATS,
+        "models": found,
+        "environment": environment(pick_device("cpu")),
+    }
+
+
+def _one_draw(
+    frame: pd.DataFrame, classes: Sequence[str], numbers: Sequence[int], seed: int
+) -> dict[int, tuple[float, float]]:
+    """Number of patients -> accuracy and calibration error on the patients that no number takes."""
+    labels = class_indices(frame["label"], classes)
+    prob = frame[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
+    patients = np.random.default_rng(seed).permutation(frame["patient_id"].unique())
+    if len(patients) <= max(numbers):
+        raise DataError(f"{len(patients)} patients, of whom {max(numbers)} were to calibrate.", "Take fewer.")
+    judged = frame["patient_id"].isin(patients[max(numbers) :]).to_numpy()
+    found = {0: _judge(labels[judged], prob[judged])}
+    for number in numbers:
+        taken = frame["patient_id"].isin(patients[:number]).to_numpy()
+        found[number] = _judge(labels[judged], _calibrated(prob, labels, taken)[judged])
+    return found
+
+
+def _calibrated(prob: NDArray, labels: NDArray, taken: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Posteriors [N, Y] after a calibration fitted on the images that were taken, under their class shares."""
+    logits = np.log(np.maximum(prob, np.finfo(np.float32).tiny))
+    found = calibrate(logits[taken], np.zeros(prob.shape[1]), labels[taken], seed=0)
+    shares = np.log(np.bincount(labels[taken], minlength=prob.shape[1]) / taken.sum())
+    return softmax(found.weights[0] * logits + found.bias + shares, axis=1)
+
+
+def _judge(labels: NDArray[np.int64], prob: NDArray) -> tuple[float, float]:
+    return float((prob.argmax(axis=1) == labels).mean()), ece(labels, prob)

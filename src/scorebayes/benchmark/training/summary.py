@@ -1,0 +1,180 @@
+"""What the seeds of a benchmark come to together: means and spread, leads over rivals, mixtures of models, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scorebayes.baselines import open_baseline, score_step_cost, score_steps
+from scorebayes.benchmark.names import (
+    BEST,
+    CONTROL,
+    ENSEMBLE,
+    OURS,
+    PARTS,
+    REFERENCE,
+    WITH_REFERENCE,
+)
+from scorebayes.benchmark.stored.answers import Answers, mean_answers, seed_mean_difference
+from scorebayes.benchmark.training.seeds import Outcome
+from scorebayes.decision.posterior import mean_posterior
+from scorebayes.metrics import holm
+from scorebayes.runs.run import Run
+
+METRICS = (
+    "auc", "accuracy", "balanced_accuracy", "sensitivity_at_90_specificity", "log_loss", "brier", "ece",
+    "ece_by_chance",
+)  # fmt: skip
+
+
+def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per metric: mean, standard deviation and values over the seeds; the interval is the mean of the seeds' intervals."""
+    test = {}
+    for metric in METRICS:
+        values = [metrics[metric] for metrics in each]
+        intervals = [found for metrics in each if (found := metrics.get(f"{metric}_ci95")) is not None]
+        test[metric] = spread(values)
+        if len(intervals) == len(each):
+            test[metric]["ci95"] = np.mean(intervals, axis=0).tolist()
+    return {"test": test}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single seed) and values over the seeds."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
+
+
+def ensemble_entry(model: str, entry: Mapping[str, Any], each: Sequence[Answers]) -> dict[str, Any]:
+    """Results and cost of the seeds' mean log-posterior as an entry beside that of the model; none of a single seed, or
+    where the seeds drew splits of their own."""
+    if len(each) < 2 or any(answers.images != each[0].images for answers in each):
+        return {}
+    metrics = mean_answers(each, model).metrics(model)
+    return {ENSEMBLE.format(model): {**summarise([metrics]), "cost": _of_all(entry["cost"])}}
+
+
+def leads(each: Sequence[Answers], ours: str, rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """AUC of one of our models minus that of every rival, see ``seed_mean_difference``."""
+    return {rival: seed_mean_difference(each, ours, rival) for rival in rivals}
+
+
+def adjusted_leads(each: Sequence[Answers], ours: str, rivals: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The same with p-values that are also adjusted for the number of rivals (Holm)."""
+    found = leads(each, ours, rivals)
+    adjusted = holm([lead["auc_difference_p"] for lead in found.values()])
+    for lead, p in zip(found.values(), adjusted, strict=True):
+        lead["auc_difference_p_holm"] = float(p)
+    return found
+
+
+def mixtures(losses: Mapping[str, Sequence[float]], ours: str = OURS) -> dict[str, tuple[str, ...]]:
+    """The models whose log-odds are the mean of others', and of which. The two baselines of ``BEST`` have the lowest
+    log-loss on validation images, mean over the seeds (``val_log_loss``)."""
+    found: dict[str, tuple[str, ...]] = {}
+    if REFERENCE in losses:
+        found[WITH_REFERENCE] = (ours, REFERENCE)
+    if len(losses) > 1:
+        best, second = sorted(losses, key=lambda name: np.mean(losses[name]))[:2]
+        found |= {BEST: (ours, best, second), CONTROL: (best, second)}
+    return found
+
+
+def add_mixtures(each: Sequence[Answers], mixed: Mapping[str, Sequence[str]]) -> list[Answers]:
+    """The answers with those of ``mixtures``."""
+    return [
+        answers.with_models(
+            {name: mean_posterior([answers.prob[part] for part in parts]) for name, parts in mixed.items()}
+        )
+        for answers in each
+    ]
+
+
+def mixture_entries(
+    each: Sequence[Answers], mixed: Mapping[str, Sequence[str]], costs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Results and costs of ``mixtures``: all that take part are trained and asked. ``costs``: of those."""
+    return {
+        name: {
+            **summarise([answers.metrics(name) for answers in each]),
+            "cost": _of_these([costs[part] for part in parts]),
+        }
+        for name, parts in mixed.items()
+    }
+
+
+def own_entry(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Results and cost of our model: its runs, and what their evaluation found."""
+    return {**summarise(metrics), "cost": _own_cost(runs, metrics)}
+
+
+def part_entries(each: Sequence[Answers]) -> dict[str, dict[str, Any]]:
+    """Results of the parts of our evidence alone, where there are two; their cost is in that of our model."""
+    parts = [name for name in PARTS if name in each[0].prob]
+    return {name: summarise([answers.metrics(name) for answers in each]) for name in parts}
+
+
+def baseline_entry(done: Sequence[Outcome], name: str) -> dict[str, Any]:
+    """Results and cost of a baseline."""
+    return {**summarise([outcome.baselines[name] for outcome in done]), "cost": _baseline_cost(done, name)}
+
+
+def _own_cost(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of training and of prediction, seed by seed. Multiply-adds: of the training, forward and backward."""
+    return {
+        "training_seconds": [_training_seconds(run) for run in runs],
+        "multiply_adds": [score_steps(run) * score_step_cost(run) for run in runs],
+        "ms_per_image": [1000 * of["seconds_per_image"] for of in metrics],
+        "parameters": sum(p.numel() for p in runs[0].new_denoiser().parameters()),
+    }
+
+
+def _baseline_cost(done: Sequence[Outcome], name: str) -> dict[str, Any]:
+    """As of our own model; tuning beside. Not every baseline has multiply-adds: None."""
+    records = [open_baseline(outcome.run, name).record for outcome in done]
+    return {
+        "training_seconds": [record["seconds"] for record in records],
+        "tuning_seconds": [record.get("seconds_tuning", 0.0) for record in records],
+        "multiply_adds": [record.get("multiply_adds") for record in records],
+        "tuning_multiply_adds": [record.get("multiply_adds_tuning") for record in records],
+        "ms_per_image": [1000 * outcome.baselines[name]["seconds_per_image"] for outcome in done],
+        "parameters": records[0]["parameters"],
+    }
+
+
+def val_log_loss(done: Sequence[Outcome], name: str) -> list[float]:
+    """Of a baseline on validation images (cross-fitted temperature), seed by seed."""
+    return [float(open_baseline(outcome.run, name).record["val_log_loss"]) for outcome in done]
+
+
+def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What the mean of the seeds' posteriors costs: all of them."""
+    lists = {key: [_known_sum(value)] for key, value in cost.items() if isinstance(value, list)}
+    return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
+
+
+def _of_these(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several models cost together, seed by seed, in what is told of the first."""
+    columns = {key: [cost[key] for cost in costs] for key in costs[0]}
+    return {
+        key: [_known_sum(seed) for seed in zip(*column, strict=True)]
+        if isinstance(column[0], list)
+        else sum(column)
+        for key, column in columns.items()
+    }
+
+
+def _known_sum(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _training_seconds(run: Run) -> float:
+    """Of the run, its wavelets and the run it started from."""
+    start = run.start
+    before = _training_seconds(start) if start else 0.0
+    before += run.wavelets.seconds if run.wavelets else 0.0
+    return before + float(run.checkpoints.entries("state")[-1]["seconds"])

@@ -1,0 +1,378 @@
+"""Commands that measure: ``scorebayes benchmark breastmnist`` (and others), ``speed``, ``curves``, ``data-curves``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scorebayes.benchmark.names import BEST, OURS, REFERENCE
+
+app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.", no_args_is_help=True)
+
+RESULTS = Path("benchmarks/results")
+FIGURES = Path("benchmarks/figures")
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def _over_seeds(name: str) -> Callable[..., None]:
+    """The command that runs one accuracy benchmark."""
+
+    def command(
+        data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
+        seeds: Annotated[
+            int | None, typer.Option(min=1, help="Runs with the seeds 0, 1, ... [default: 3; 1 with --quick]")
+        ] = None,
+        baselines: Annotated[
+            str, typer.Option(help="Names with commas, all or none, of the classifiers to compare with.")
+        ] = "all",
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Few steps of the tiny preset; a file of its own.")
+        ] = False,
+        keep: Annotated[
+            bool, typer.Option("--keep", help="Leave other baselines of the present result file in it.")
+        ] = False,
+        keep_ours: Annotated[
+            bool,
+            typer.Option(
+                "--keep-ours", help="Leave ours, too: only the named baselines are trained, beside it."
+            ),
+        ] = False,
+        only_seed: Annotated[
+            int | None,
+            typer.Option(min=0, help="Run this seed alone and write no results: seeds on several machines."),
+        ] = None,
+        runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
+        out: Annotated[Path, typer.Option(help="Folder for JSON file and posteriors.")] = RESULTS,
+        figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
+    ) -> None:
+        from scorebayes.benchmark.names import OURS
+        from scorebayes.benchmark.shown.figures import draw_costs
+        from scorebayes.benchmark.shown.markdown import difference
+        from scorebayes.benchmark.training.accuracy import run_benchmark, run_one_seed
+
+        names = {"all": None, "none": ()}.get(baselines, tuple(baselines.split(",")))
+        if only_seed is not None:
+            found_run = run_one_seed(
+                name, data_root, runs, only_seed, baselines=names, quick=quick, keep_ours=keep_ours
+            )
+            typer.echo(f"done: {found_run}; run again without --only-seed when all seeds are")
+            return
+        n_seeds = seeds or (1 if quick else 3)
+        path = run_benchmark(
+            name, data_root, runs, out, range(n_seeds),
+            baselines=names, quick=quick, keep=keep, keep_ours=keep_ours,
+        )  # fmt: skip
+        found = json.loads(path.read_text())
+        figure = figures / f"{path.stem}-costs.svg"
+        draw_costs(found, figure)
+        for model, values in found["models"].items():
+            auc = values["test"]["auc"]
+            typer.echo(f"{model}: test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}")
+        for rival, lead in found["paired"][OURS].items():
+            typer.echo(f"minus {rival}: {difference(lead)[0]}")
+        if quick:
+            typer.echo("A quick try: all works, but its figures say nothing about the models.")
+        typer.echo(f"written: {path}, {figure}")
+
+    command.__doc__ = f"""Train, score and evaluate our model and the baselines on {name} over seeds; run again to resume.
+
+    Example: scorebayes benchmark {name} --seeds 3
+    """
+    return command
+
+
+for _name in ("breastmnist", "pneumoniamnist", "ddsm64", "phantom"):
+    app.command(_name)(_over_seeds(_name))
+
+
+@app.command()
+def speed(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Trained runs; the first is the headline.")
+    ],
+    images: Annotated[
+        list[int] | None, typer.Option(min=2, help="Test images; once, or once for each run. [default: 300]")
+    ] = None,
+    literal_images: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=0,
+            help="How many of them get the paper's computation to the letter, too; likewise. [default: 24]",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "speed.json",
+    device: Device = "cpu",
+) -> None:
+    """Seconds, evaluations and AUC of a run's estimator against the paper's computation; run again to resume.
+
+    Example: scorebayes benchmark speed runs/breast
+    """
+    from scorebayes.benchmark.trained.speed import measure_speed
+    from scorebayes.runs.run import open_run
+
+    found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images or [24])
+    _write(out, found)
+    typer.echo(
+        f"{found['speedup_vs_paper']:.0f} times fewer seconds than the paper's computation; "
+        f"AUC {found['auc']:.3f} against {found['auc_paper']:.3f}; written: {out}"
+    )
+
+
+@app.command()
+def curves(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
+    images: Annotated[int, typer.Option(min=2, help="Test images.")] = 300,
+    val_images: Annotated[int, typer.Option(min=4, help="Validation images for the calibrations.")] = 300,
+    flow_images: Annotated[int, typer.Option(min=2, help="Test images for the probability flow.")] = 100,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "curves.json",
+    figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "auc-vs-evaluations.svg",
+    device: Device = "cpu",
+) -> None:
+    """AUC against network evaluations, for every estimator; run again to resume.
+
+    Example: scorebayes benchmark curves runs/breast
+    """
+    from scorebayes.benchmark.trained.evaluations import draw_curves, measure_curves
+    from scorebayes.runs.run import open_run
+
+    found = measure_curves(open_run(run_dir, device), images, val_images, flow_images)
+    _write(out, found)
+    draw_curves(found, figure)
+    typer.echo(f"written: {out}, {figure}")
+
+
+@app.command()
+def evidence(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Trained runs; a phantom run gives the lesion share."),
+    ],
+    images: Annotated[int, typer.Option(min=2, help="Test images of each run.")] = 60,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Training steps of the ResNet-18; by default what the score cost."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "evidence.json",
+    device: Device = "cpu",
+) -> None:
+    """Evidence maps against saliencies of a ResNet-18: share in the known lesion, and deletion test.
+
+    Example: scorebayes benchmark evidence runs/demo runs/breast
+    """
+    from scorebayes.benchmark.trained.maps import measure_evidence
+    from scorebayes.runs.run import open_run
+
+    found = measure_evidence([open_run(run, device) for run in runs], images, steps=steps)
+    _write(out, found)
+    for name, measured in found["runs"].items():
+        shares = (measured["lesion"] or {"methods": {}})["methods"]
+        for method, of in shares.items():
+            share = of["share_positive"]["mean"]
+            typer.echo(f"{name}: {share:.3f} of what speaks for the class in the lesion by {method}")
+    typer.echo(f"written: {out}")
+
+
+@app.command("data-curves")
+def data_curves(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: breastmnist, phantom, ...")],
+    vary: Annotated[str, typer.Option(help="per-class, imbalance or label-noise.")],
+    values: Annotated[str, typer.Option(help="For example 5,10,all; by default the curve's own.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ... at every value.")] = 3,
+    models: Annotated[
+        str, typer.Option(help="scorebayes and baselines to compare with.")
+    ] = "scorebayes,resnet18,logistic",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps of the tiny preset; files of their own.")
+    ] = False,
+    reduce_val: Annotated[
+        bool, typer.Option("--reduce-val", help="Reduce the validation split like the training split.")
+    ] = False,
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="No label-free start on all training images for our model.")
+    ] = False,
+    data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
+    runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
+    out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
+    figures: Annotated[Path, typer.Option(help="Folder for the figure.")] = FIGURES,
+) -> None:
+    """AUC of all models against the number, the imbalance or the wrong labels of training images; resumes.
+
+    Example: scorebayes benchmark data-curves breastmnist --vary per-class
+    """
+    from scorebayes.benchmark.training.data_curves import Study, default_values, measure_curve, parse_values
+
+    chosen = parse_values(values) if values else default_values(vary)
+    names = tuple(part.strip() for part in models.split(","))
+    study = Study(name, vary, chosen, tuple(range(seeds)), names, quick, reduce_val, scratch)
+    path = measure_curve(study, data_root, runs, out, figures)
+    typer.echo(f"written: {path}, {figures / path.stem}.svg")
+
+
+@app.command()
+def ood(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
+    images: Annotated[int, typer.Option(min=2, help="Images of every foreign kind.")] = 50,
+    data_root: Annotated[Path, typer.Option(help="Folder with other data sets.")] = Path("../shared/data"),
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "ood.json",
+    device: Device = "cpu",
+) -> None:
+    """Images of another kind: which are declined, by typicality and by likelihood; run again to resume.
+
+    Example: scorebayes benchmark ood runs/breast
+    """
+    from scorebayes.benchmark.trained.ood import measure_ood
+    from scorebayes.runs.run import open_run
+
+    found = measure_ood(open_run(run_dir, device), images, data_root)
+    _write(out, found)
+    typer.echo(
+        f"foreign images declined: at least {found['worst_flagged']:.0%} of every kind; "
+        f"test images declined: {found['in_distribution']['flagged']:.1%}; written: {out}"
+    )
+
+
+@app.command()
+def robustness(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A trained run; its baselines are compared.")
+    ],
+    images: Annotated[int, typer.Option(min=4, help="Test images.")] = 100,
+    severities: Annotated[str, typer.Option(help="Some of 1 to 5, separated by commas.")] = "1,2,3,4,5",
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "robustness.json",
+    figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "robustness.svg",
+    device: Device = "cpu",
+) -> None:
+    """AUC, accuracy and log-loss under twelve corruptions, beside the baselines; run again to resume.
+
+    Example: scorebayes benchmark robustness runs/breast --severities 1,3,5
+    """
+    from scorebayes.benchmark.trained.robustness import OURS, draw_robustness, measure_robustness
+    from scorebayes.runs.run import open_run
+
+    chosen = _numbers("severities", severities, "1,3,5")
+    found = measure_robustness(open_run(run_dir, device), images, chosen)
+    _write(out, found)
+    draw_robustness(found, figure)
+    summary = found["summary"][OURS]
+    typer.echo(
+        f"mean AUC {summary['mean_auc']:.3f} under corruption, {summary['auc_lost']:.3f} less than on clean images; "
+        f"written: {out}, {figure}"
+    )
+
+
+@app.command()
+def adversarial(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
+    images: Annotated[int, typer.Option(min=1, help="Test images.")] = 32,
+    peer: Annotated[
+        str, typer.Option(help="Baseline that is attacked, too; trained if it is not.")
+    ] = "resnet18",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 10,
+    queries: Annotated[int, typer.Option(min=1, help="Queries of the Square attack for each image.")] = 100,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Draws of every noise level in a step on our model.")
+    ] = 1,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "adversarial.json",
+    device: Device = "cpu",
+) -> None:
+    """Accuracy under a gradient attack and a query attack, of the model and of a baseline.
+
+    Example: scorebayes benchmark adversarial runs/breast --images 32
+    """
+    from scorebayes.benchmark.trained.adversarial import measure_adversarial
+    from scorebayes.runs.run import open_run
+
+    found = measure_adversarial(open_run(run_dir, device), images, peer, steps, queries, repeats)
+    _write(out, found)
+    for row in found["results"]:
+        typer.echo(f"{row['model']}, {row['attack']} {row['budget']}/255: accuracy {row['accuracy']:.2f}")
+    typer.echo(f"written: {out}")
+
+
+@app.command()
+def page(
+    results: Annotated[Path, typer.Option(help="Folder with the JSON files.")] = RESULTS,
+    figures: Annotated[Path, typer.Option(help="Folder with the figures.")] = FIGURES,
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/benchmarks.md"),
+    readme: Annotated[
+        Path | None, typer.Option(help="File whose quoted tables are brought up to date.")
+    ] = None,
+) -> None:
+    """Tables and figures of all results as one Markdown page; what was not run is named with its command.
+
+    Example: scorebayes benchmark page --readme README.md
+    """
+    from scorebayes.benchmark.shown.page import quote_glance, write_page
+
+    typer.echo(f"written: {write_page(results, figures, out)}")
+    if readme:
+        typer.echo(f"up to date: {quote_glance(out, readme)}")
+
+
+@app.command()
+def compare(
+    results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="CSV", help="image_id and prob_<positive class> of all test images.")
+    ],
+) -> None:
+    """Your own classifier beside a benchmark's models, on the same test images: AUC, and paired differences to each.
+
+    Example: scorebayes benchmark compare benchmarks/results/breastmnist.json mine.csv
+    """
+    from scorebayes.benchmark.shown.markdown import difference
+    from scorebayes.benchmark.stored.compare import compare_predictions
+
+    found = compare_predictions(results, predictions)
+    typer.echo(f"test AUC {found['auc']:.3f}")
+    for model, lead in found["minus"].items():
+        typer.echo(f"minus {model}: {difference(lead)[0]}")
+
+
+@app.command()
+def site(
+    results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
+    models: Annotated[str, typer.Option(help="Models in it, with commas.")] = ",".join(
+        (OURS, BEST, REFERENCE)
+    ),
+    patients: Annotated[
+        str, typer.Option(help="How many test patients calibrate, with commas.")
+    ] = "20,50,100",
+    out: Annotated[Path | None, typer.Option(help="JSON file to write. [default: beside it]")] = None,
+) -> None:
+    """What labelled images of the place of use bring: models of a benchmark calibrated on some of its test patients.
+
+    Example: scorebayes benchmark site benchmarks/results/pneumoniamnist.json
+    """
+    from scorebayes.benchmark.stored.site import measure_site
+
+    numbers = _numbers("patients", patients, "20,50")
+    path = out or results.with_name(f"{results.stem}-site.json")
+    found = measure_site(results, [part.strip() for part in models.split(",")], numbers)
+    _write(path, found)
+    for model, by_number in found["models"].items():
+        told = (f"{n}: {of['accuracy']['mean']:.3f} / {of['ece']['mean']:.3f}" for n, of in by_number.items())
+        typer.echo(f"{model}, accuracy / calibration error by patients: {', '.join(told)}")
+    typer.echo(f"written: {path}")
+
+
+def _numbers(name: str, text: str, example: str) -> list[int]:
+    """Whole numbers with commas between them. ConfigError for anything else."""
+    from scorebayes.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{name} {text!r}.", f"Give numbers such as {example}.") from error
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    from scorebayes.storage.atomic import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=1, default=str) + "\n")

@@ -1,0 +1,1 @@
+"""The mathematics: forward processes, scores, likelihoods and samplers. It knows no file."""

@@ -1,0 +1,297 @@
+"""Class-conditional Gaussian mixtures of wavelet coefficients: a score model without a network, beside the learned one of
+the pixels.
+
+The features of an image (``scattering``) are noised as by a forward process; given the class they are a mixture of Gaussians
+with one covariance for all. Then the score is known and no network has to be trained. The covariance is learned without
+labels, from all training images, and the noise takes the place of what few images cannot tell of it. The components are the
+means of clusters of the class's images; clusterings from several starts are one mixture. How much noise, how narrow the
+components are and how sure of itself the result may be is found by cross-validation within the training images, patients
+apart, for each of several grids and numbers of clusters; their log-likelihoods are averaged, since they see the same image
+(docs/decisions/0017, 0018).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from scorebayes.errors import ConfigError
+from scorebayes.evidence.scattering import FINEST, on_grid, scattering
+from scorebayes.storage.atomic import write_atomically
+
+GRIDS = (1, 2, FINEST)  # cells along a side
+NOISES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # shares of the noised features' variance
+CLUSTERS = (1, 4, 16)  # of a class
+LEAST_IMAGES = 4  # of a cluster, in the mean
+CLUSTERINGS = 16
+MOST_COMPONENTS = 512  # of all classes and clusterings of a mixture
+CLUSTER_NOISE, CLUSTER_AXES = 0.3, 512  # what distances are measured with, at most so many axes
+SHARPNESS = np.geomspace(0.003, 3.0, 7)  # of the components, 1: as the covariance says
+TEMPERATURES = np.geomspace(0.001, 3.0, 30)
+FOLDS = 5
+MOST_IMAGES = 4000
+"""As many images are learned from, at most, of all classes alike as far as they go: more change little and cost much."""
+
+
+class Mixtures(NamedTuple):
+    """Of one grid and number of clusters. log p(features | y) is, but for what does not depend on the class,
+    ``temperature * logsumexp over the components m of y of (slopes[m] @ (features - centre) + offsets[m])``.
+
+    centre: [F] float64. slopes: [M, F] float32. offsets: [M] float64. classes: [M] int64, sorted. temperature: [] float64.
+    """
+
+    centre: Tensor
+    slopes: Tensor
+    offsets: Tensor
+    classes: Tensor
+    temperature: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """[N, F] float64 -> [N, Y] float64."""
+        away = (features - self.centre).to(self.slopes.dtype)
+        found = (away @ self.slopes.T).double() + self.offsets
+        per_class = found.split(torch.bincount(self.classes).tolist(), dim=1)
+        return self.temperature * torch.stack([of.logsumexp(dim=1) for of in per_class], dim=1)
+
+
+@dataclass(frozen=True)
+class WaveletMixtures:
+    """mixtures: by the cells along a side of their grid, and the clusters of a class. mirrored: an image and its mirror
+    image are one. seconds: spent on learning."""
+
+    mixtures: Mapping[tuple[int, int], Mixtures]
+    mirrored: bool
+    seconds: float = 0.0
+
+    def __call__(self, coefficients: Tensor) -> Tensor:
+        """``scattering`` [N, C, P, 4, 4] -> log-likelihoods [N, Y] in nats, float64, less what is alike for all classes."""
+        features = {cells: on_grid(coefficients, cells, self.mirrored) for cells in GRIDS}
+        found = torch.stack([of(features[cells]) for (cells, _), of in self.mixtures.items()]).mean(dim=0)
+        return found - found.mean(dim=1, keepdim=True)
+
+    def of_images(self, x: Tensor) -> Tensor:
+        """The same of standardised images [N, C, S, S]; the gradient passes through."""
+        return self(scattering(x))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the numbers that count."""
+        return hashlib.sha256(safetensors.torch.save(self._arrays())).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """As safetensors."""
+        seconds = torch.tensor(self.seconds, dtype=torch.float64)
+        write_atomically(path, safetensors.torch.save({**self._arrays(), "seconds": seconds}))
+
+    def _arrays(self) -> dict[str, Tensor]:
+        arrays = {
+            f"{cells}.{clusters}.{name}": array
+            for (cells, clusters), of in self.mixtures.items()
+            for name, array in of._asdict().items()
+        }
+        return {**arrays, "mirrored": torch.tensor(self.mirrored)}
+
+    @staticmethod
+    def load(path: Path) -> WaveletMixtures:
+        """The inverse of ``save``. ConfigError where the file is damaged."""
+        try:
+            arrays = safetensors.torch.load_file(path)
+            mixtures = {
+                key: Mixtures(*(arrays[f"{key[0]}.{key[1]}.{name}"] for name in Mixtures._fields))
+                for key in product(GRIDS, CLUSTERS)
+            }
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise ConfigError(
+                f"{path}: damaged, or of another version ({error}).",
+                "Delete it and finish the run again with 'scorebayes train --resume'.",
+            ) from error
+        return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
+
+
+def fit_wavelets(
+    coefficients: Tensor,
+    labels: NDArray[np.int64],
+    patients: Sequence[str],
+    *,
+    mirrored: bool,
+    seed: int,
+) -> WaveletMixtures:
+    """Learn from training images: coefficients [N, C, P, 4, 4] of ``scattering``, labels [N], -1 where unknown; every class
+    is there. patients: ids [N], whom cross-validation keeps apart. Unlabelled images enter the covariance."""
+    known = labels >= 0
+    parts = _parts(labels[known], np.asarray(patients)[known], seed)
+    mixtures: dict[tuple[int, int], Mixtures] = {}
+    for cells in GRIDS:
+        features = on_grid(coefficients, cells, mirrored).numpy()
+        found = _fit(features, labels, parts, seed)
+        mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
+    return WaveletMixtures(mixtures, mirrored)
+
+
+def some_of_all_classes(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Rows of at most ``most`` images: equally many of every class, as far as they go; unlabelled ones count as a class."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    place = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        place[rows] = np.arange(len(rows))
+    return np.sort(order[np.argsort(place[order], kind="stable")[:most]])
+
+
+class _Basis(NamedTuple):
+    """Principal axes of the features [F, R] about their mean [F], their variances [R], and the mean variance of all F."""
+
+    mean: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    variances: NDArray[np.float64]
+    level: float
+
+
+_Parts = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+def _parts(y: NDArray, patients: NDArray, seed: int) -> _Parts:
+    """Of labelled images, the rows to learn from and those held out, all images of a patient on one side; none where a class
+    has one patient."""
+    folds = min(FOLDS, *(len(np.unique(patients[y == label])) for label in range(y.max() + 1)))
+    if folds < 2:
+        return []
+    return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, patients))
+
+
+class _Choice(NamedTuple):
+    """What cross-validation decides."""
+
+    noise: float
+    sharpness: float
+    temperature: float
+
+
+def _fit(features: NDArray, labels: NDArray[np.int64], parts: _Parts, seed: int) -> list[Mixtures]:
+    """The mixtures of one grid for each number of clusters, at the choice of the lowest held-out log-loss."""
+    basis = _basis(features)
+    known = labels >= 0
+    z, y = (features[known] - basis.mean) @ basis.axes, labels[known]
+    found = []
+    for clusters in CLUSTERS:
+        choice = _choose(basis, z, y, parts, clusters, seed)
+        components = _components(basis, z, y, clusters, seed)
+        weighted = choice.sharpness * components.means * _precision(basis, choice.noise)
+        offsets = components.log_weights - 0.5 * (weighted * components.means).sum(axis=1)
+        found.append(
+            Mixtures(
+                centre=torch.tensor(basis.mean),
+                slopes=torch.from_numpy(weighted @ basis.axes.T).float(),
+                offsets=torch.from_numpy(offsets),
+                classes=torch.from_numpy(components.classes),
+                temperature=torch.tensor(choice.temperature, dtype=torch.float64),
+            )
+        )
+    return found
+
+
+def _basis(features: NDArray) -> _Basis:
+    mean = features.mean(axis=0)
+    centred = features - mean
+    wide = features.shape[0] < features.shape[1]
+    values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    keep = values > 1e-7 * max(values[-1], 1e-12)
+    values, vectors = values[keep], vectors[:, keep]
+    axes = centred.T @ vectors / np.sqrt(values) if wide else vectors
+    return _Basis(mean, axes, values / len(features), float(values.sum() / centred.size))
+
+
+def _precision(basis: _Basis, noise: float) -> NDArray:
+    """Of the noised features along the axes [R]; the noise has the mean variance of the features."""
+    return 1 / (noise * basis.level + (1 - noise) * basis.variances)
+
+
+class _Components(NamedTuple):
+    """means [M, R] along the axes, log_weights [M] within the class, classes [M], sorted."""
+
+    means: NDArray[np.float64]
+    log_weights: NDArray[np.float64]
+    classes: NDArray[np.int64]
+
+
+def _components(basis: _Basis, z: NDArray, y: NDArray, clusters: int, seed: int) -> _Components:
+    """Means of the clusters of each class, of several clusterings that count alike. Small classes have fewer clusters."""
+    scale = np.sqrt(_precision(basis, CLUSTER_NOISE))
+    leading = np.argsort(basis.variances)[-CLUSTER_AXES:]
+    means: list[NDArray] = []
+    weights: list[float] = []
+    classes: list[int] = []
+    for label in range(y.max() + 1):
+        of_class = z[y == label]
+        wanted = max(1, min(clusters, len(of_class) // LEAST_IMAGES))
+        rounds = max(1, min(CLUSTERINGS, MOST_COMPONENTS // (wanted * (y.max() + 1)))) if wanted > 1 else 1
+        points = (of_class * scale)[:, leading].astype(np.float32)
+        for start in range(rounds):
+            cluster = _clustering(points, wanted, CLUSTERINGS * seed + start)
+            counts = np.bincount(cluster)
+            means += [of_class[cluster == one].mean(axis=0) for one in np.flatnonzero(counts)]
+            weights += list(counts[counts > 0] / (rounds * len(of_class)))
+        classes += [label] * (len(means) - len(classes))
+    return _Components(np.stack(means), np.log(weights), np.array(classes))
+
+
+def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
+    """A number below ``wanted`` for every point; fewer clusters than that where points coincide."""
+    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed)
+    one_thread = _thread_pools().limit(limits=1, user_api="openmp")  # the same sums everywhere
+    with one_thread, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return means.fit_predict(points)
+
+
+@cache
+def _thread_pools() -> ThreadpoolController:
+    """Those of the process; to look for them takes as long as a small clustering."""
+    return ThreadpoolController()
+
+
+def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: _Parts, clusters: int, seed: int) -> _Choice:
+    """The lowest log-loss on held-out training images, all classes counted alike."""
+    counts = np.bincount(y)
+    if not parts:  # nothing can be held out
+        return _Choice(NOISES[-1], 1.0, 1 / len(basis.mean))
+    sharpnesses = SHARPNESS if clusters > 1 else (1.0,)
+    held_out = {of: np.zeros((len(y), len(counts))) for of in product(NOISES, sharpnesses)}
+    for learn, rows in parts:
+        if len(np.unique(y[learn])) < len(counts):
+            continue  # nothing can be said of these rows
+        components = _components(basis, z[learn], y[learn], clusters, seed)
+        of_class = np.searchsorted(components.classes, np.arange(len(counts)))
+        for noise in NOISES:
+            weighted = components.means * _precision(basis, noise)
+            values = z[rows] @ weighted.T - 0.5 * (weighted * components.means).sum(axis=1)
+            for sharpness in sharpnesses:
+                logs = sharpness * values + components.log_weights
+                held_out[noise, sharpness][rows] = np.logaddexp.reduceat(logs, of_class, axis=1)
+    share = 1 / (len(counts) * counts[y])
+    losses = {
+        _Choice(*of, temperature): -(
+            share * log_softmax(temperature * values, axis=1)[np.arange(len(y)), y]
+        ).sum()
+        for of, values in held_out.items()
+        for temperature in TEMPERATURES
+    }
+    return min(losses, key=losses.__getitem__)

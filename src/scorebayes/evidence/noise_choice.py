@@ -1,0 +1,74 @@
+"""Which noise to ask with: the draws that say together what many more would say.
+
+With common noise a draw is one function of the image, the same for the whole run. Of several passes over the noise levels
+those draws are kept whose sum follows the sum of all, over images whose labels are not looked at. Half as many again, taken
+as they come, are no more precise (docs/decisions/0016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorebayes.data.load import ImageSet
+from scorebayes.diffusion.likelihood import Denoising
+from scorebayes.runs.run import Run, log_lik_table, reconfigured
+from scorebayes.training.loop import validation_images
+
+ROUNDS = 5  # of exchanging one draw at a time; two to three change anything
+
+
+def choose_draws(values: NDArray[np.float64], levels: int, repeats: int) -> tuple[int, ...]:
+    """Numbers of ``repeats`` draws of every level whose sum over the levels is nearest to that of all draws.
+
+    Parameters
+    ----------
+    values: [P * levels, N, Y] class scores of P passes, pass by pass.
+
+    Every level counts by the spread over the images of what it says about the classes. Starting from the first passes, one
+    draw at a time is exchanged for the one that leaves the sum over the levels nearest to that of all draws, in the mean
+    square over images and classes; what a draw adds to all images alike does not count.
+    """
+    about = values - values.mean(axis=2, keepdims=True)
+    about = about - about.mean(axis=1, keepdims=True)
+    passes = about.reshape(-1, levels, *values.shape[1:])
+    whole = passes.mean(axis=0)
+    spread = np.maximum(whole.std(axis=1).mean(axis=1), 1e-12)
+    away = ((passes - whole) / spread[:, None, None]).reshape(*passes.shape[:2], -1)  # [P, levels, N * Y]
+    chosen = np.tile(np.arange(repeats)[:, None], levels)
+    for _ in range(ROUNDS):
+        before = chosen.copy()
+        for level in range(levels):
+            for slot in range(repeats):
+                taken = np.delete(chosen[:, level], slot)
+                now = away[chosen, np.arange(levels)].sum(axis=(0, 1))
+                rest = now - away[chosen[slot, level], level]
+                size = np.square(rest + away[:, level]).sum(axis=1)
+                size[taken] = np.inf
+                chosen[slot, level] = size.argmin()
+        if (chosen == before).all():
+            break
+    return tuple(int(number) for number in (chosen * levels + np.arange(levels)).ravel())
+
+
+def choose_noise(run: Run, val: ImageSet) -> Run:
+    """The run with its common noise chosen on validation images, as ``config.toml`` then says: ``[likelihood] first``.
+
+    It stays as it is where the choice was made before, or there is none: an estimator without common noise, or one that
+    takes all candidates.
+    """
+    if run.likelihood.kind != Denoising.kind:
+        return run
+    own = cast(Denoising, run.likelihood)
+    if not own.common_noise or own.first or own.candidates <= own.repeats:
+        return run
+    images = validation_images(run, val)
+    every = replace(own, repeats=own.candidates)
+    table = log_lik_table(
+        every, run.score, run.standardise(images.images), images.keys, run.config.seed
+    ).usable()
+    chosen = choose_draws(table.draws, own.levels, own.repeats)
+    return reconfigured(run, run.config.changed("likelihood", first=list(chosen)))

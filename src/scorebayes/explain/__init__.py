@@ -1,0 +1,1 @@
+"""Why: evidence maps, counterfactuals, and their pictures."""

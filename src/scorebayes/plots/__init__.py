@@ -1,0 +1,1 @@
+"""Figures as inline SVG; nothing here reads a run."""

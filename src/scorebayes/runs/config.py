@@ -1,0 +1,345 @@
+"""Configuration: TOML sections are components, ``kind`` picks the registry entry, the rest are its fields.
+
+The constructors are the schema: a field's type and range are those of the constructor's annotation, and an unknown key is
+an error that names the nearest known one. A preset is a partial configuration; a file overrides the preset, options of
+the command line override the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import pydantic
+import tomli_w
+from pydantic import Field
+
+from scorebayes.data.prepare import Prepare
+from scorebayes.diffusion.likelihood import LIKELIHOODS
+from scorebayes.diffusion.nets import BACKBONES
+from scorebayes.diffusion.noise import NOISES
+from scorebayes.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+Size = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are split by patient where the data set has no official split.
+
+    source: KIND[:PATH], see ``scorebayes train --help``. options: of that kind, for example a label convention.
+    fractions: train, validation, test.
+    per_class: training patients per class (images where there are no patients), drawn with the run's seed; all by
+    default. imbalance: patients of the other class per patient of the positive one, which is made the rare one; with
+    ``per_class`` the total stays what it is at 1:1. label_noise: share of the training patients that get a wrong label.
+    reduce_val: the same for the validation split, scaled down to what it has; by default it is kept as it is. The test
+    split never changes.
+    """
+
+    source: str
+    options: dict[str, Any] | None = None
+    fractions: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    per_class: Count | None = None
+    imbalance: Size | None = None
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    reduce_val: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the score is learned.
+
+    steps: optimiser steps; by default a run gets more where there are more than 1,000 images (``inputs.suggest``).
+    minutes: an optional cap; the learning rate then falls with whichever budget ends first.
+    batch: images in a step. lr: peak learning rate, after ``warmup`` steps, falling to zero as a cosine.
+    ema: decay of the averaged weights, which are the ones used. null_label: share of labels dropped; 1 trains without
+    any, on unlabelled images as well: no classifier, but a start for others (``init``).
+    log_snr_mean, log_snr_std: of the normal density from which noise levels are drawn, stratified over the batch.
+    uniform: share of the noise levels drawn evenly over the whole range of the forward process instead, so that what
+    integrates over that range (log-likelihoods in nats, sampling) meets no level that the network never saw.
+    flip: mirror left and right at random. augment: probability of the geometric augmentation, told to the network so
+    that it does not leak; rotate [degrees], zoom [standard deviation of log], shift [share of the side]: its ranges.
+    cross_entropy: weight of a discriminative term, the cross-entropy of the classes' errors on the same noise; 0 keeps the
+    model purely generative, above 0 it is a hybrid, which trains without null labels.
+    init: a run directory whose weights are the start: of the same network; the labels' embedding is taken over where the
+    same classes were learned there, and images are standardised as there.
+    balance: draw classes equally often. clip: largest norm of the gradient. micro_batch: images at a time in one step
+    (0 = all), for small memories. precision: of the network's arithmetic; "auto" takes bf16 where the processor has it.
+    validate_every: steps between validations (0 = 10 times in all); val_images: how many images it looks at.
+    """
+
+    steps: Count = 1000
+    minutes: Size | None = None
+    batch: Count = 64
+    lr: Size = 3e-3
+    warmup: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    ema: Fraction = 0.999
+    null_label: Annotated[float, Field(ge=0, le=1)] = 0.1
+    log_snr_mean: float = -1.0
+    log_snr_std: Size = 2.4
+    uniform: Fraction = 0.1
+    flip: bool = True
+    augment: Annotated[float, Field(ge=0, le=1)] = 0.8
+    rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
+    zoom: Fraction = 0.1
+    shift: Fraction = 0.1
+    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    init: str = ""
+    balance: bool = True
+    clip: Size = 1.0
+    micro_batch: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: Annotated[int, Field(ge=0)] = 0
+    val_images: Count = 256
+
+    def __post_init__(self) -> None:
+        if self.label_free and self.cross_entropy:
+            raise ConfigError(
+                f"[train] cross_entropy = {self.cross_entropy:g} with null_label = 1: without labels there are no classes "
+                "to compare.",
+                "Leave one of them out.",
+            )
+
+    @property
+    def label_free(self) -> bool:
+        """Whether no label is ever looked at: a start for other runs, and no classifier."""
+        return self.null_label == 1
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """p(y) at prediction: the class shares of the training split, a uniform prior, or numbers that sum to one."""
+
+    kind: Literal["train", "uniform", "given"] = "train"
+    prob: tuple[Fraction, ...] = ()
+
+
+@dataclass(frozen=True)
+class WaveletConfig:
+    """Evidence of the wavelet coefficients beside that of the pixels (``scorebayes.evidence.mixtures``).
+
+    use: whether the class score has it. Likelihoods in nats never have.
+    """
+
+    use: bool = True
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "net": {"channels": [32, 64], "blocks": 1, "attention": 1, "patch": 2, "dropout": 0.0},
+        "train": {
+            "steps": 800,
+            "ema": 0.99,
+            "lr": 2e-3,
+            "warmup": 30,
+            "log_snr_mean": 0.5,
+            "log_snr_std": 2.0,
+        },
+        "likelihood": {"mean": 0.5, "std": 2.0},
+    },
+    # The label in the decoder only: all classes of a noised image share one pass of the encoder.
+    "small": {
+        "net": {"channels": [48, 96, 128], "blocks": 2, "attention": 2, "patch": 2, "label_in": "decoder"}
+    },
+    # Half the cost of "small", for many short trainings; behind it where there are steps enough (docs/decisions/0009).
+    "light": {
+        "net": {"channels": [32, 64, 128], "blocks": 1, "attention": 2, "patch": 2, "label_in": "decoder"}
+    },
+    # The paper's network and schedule (384 pixels, 32-64-128-256-512, CLAHE), with its faults mended: group norm, the
+    # label passed, EMA, dequantisation. Its step rate decay is replaced by the cosine.
+    "paper": {
+        "prepare": {"size": 384, "steps": ["paper"]},
+        "net": {"channels": [32, 64, 128, 256, 512], "blocks": 2, "attention": 1, "patch": 1},
+        "train": {
+            "steps": 100_000,
+            "batch": 32,
+            "lr": 1e-4,
+            "ema": 0.9999,
+            "rotate": 0.0,
+            "zoom": 0.0,
+            "shift": 0.0,
+        },
+    },
+}
+
+_SECTIONS = ("data", "prepare", "noise", "net", "train", "wavelets", "likelihood", "prior")
+_REGISTRIES: dict[str, Mapping[str, Callable]] = {
+    "noise": NOISES,
+    "net": BACKBONES,
+    "likelihood": LIKELIHOODS,
+}
+_DEFAULT_KIND = {"noise": "vp", "net": "unet", "likelihood": "denoising"}
+_PLAIN: dict[str, Callable] = {
+    "data": DataConfig,
+    "prepare": Prepare,
+    "train": TrainConfig,
+    "wavelets": WaveletConfig,
+    "prior": PriorConfig,
+}
+_FILLED_BY_DATA = {"image_channels", "n_classes", "n_augment"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved configuration of a run: every section a plain table, checked against its constructor."""
+
+    seed: int
+    sections: dict[str, dict[str, Any]]
+
+    @property
+    def data(self) -> DataConfig:
+        return DataConfig(**_checked("data", self.sections["data"]))
+
+    @property
+    def prepare(self) -> Prepare:
+        return Prepare(**_checked("prepare", self.sections["prepare"]))
+
+    @property
+    def train(self) -> TrainConfig:
+        return TrainConfig(**_checked("train", self.sections["train"]))
+
+    @property
+    def wavelets(self) -> WaveletConfig:
+        return WaveletConfig(**_checked("wavelets", self.sections["wavelets"]))
+
+    @property
+    def prior(self) -> PriorConfig:
+        return PriorConfig(**_checked("prior", self.sections["prior"]))
+
+    def build(self, section: str, **given: Any) -> Any:
+        """The component of a section with a registry ("noise", "net", "likelihood"); ``given`` are fields from data."""
+        table = dict(self.sections[section])
+        constructor = _REGISTRIES[section][table.pop("kind")]
+        return constructor(**given, **_checked(section, table, constructor))
+
+    def to_toml(self) -> str:
+        filled = {
+            name: {k: v for k, v in table.items() if v is not None} for name, table in self.sections.items()
+        }
+        return tomli_w.dumps({"seed": self.seed, **filled})
+
+    def changed(self, section: str, **fields: Any) -> Config:
+        """With other values of some fields of a section, as plain TOML values."""
+        return Config(self.seed, {**self.sections, section: {**self.sections[section], **fields}})
+
+    def differences(self, other: Config, leave_out: Collection[str] = ()) -> list[str]:
+        """Fields in which two configurations differ, as ``section.field: mine -> other's``; some sections left out."""
+        found = [] if self.seed == other.seed else [f"seed: {self.seed} -> {other.seed}"]
+        for name in (s for s in _SECTIONS if s not in leave_out):
+            mine, theirs = self.sections[name], other.sections[name]
+            found += [
+                f"{name}.{key}: {mine.get(key)} -> {theirs.get(key)}"
+                for key in sorted({*mine, *theirs})
+                if mine.get(key) != theirs.get(key)
+            ]
+        return found
+
+
+def resolve(
+    *layers: Mapping[str, Any], preset: str | None = "small", defaults: Mapping[str, Any] | None = None
+) -> Config:
+    """Merge what the data set suggests (``defaults``), the preset and the layers (later ones win); check every field.
+
+    Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming
+    section and field, with the nearest known name where one is unknown.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(
+            f"unknown preset {preset!r}{_nearest(preset, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
+        )
+    merged: dict[str, Any] = {"seed": 0}
+    for layer in (defaults or {}, PRESETS[preset] if preset else {}, *layers):
+        for key, value in layer.items():
+            if key not in ("seed", *_SECTIONS):
+                raise ConfigError(
+                    f"unknown section or key {key!r} in the configuration{_nearest(key, _SECTIONS)}."
+                )
+            if key == "seed":
+                merged["seed"] = value
+            elif not isinstance(value, Mapping):
+                raise ConfigError(f"[{key}] must be a section, got {value!r}.")
+            else:
+                merged[key] = {**merged.get(key, {}), **value}
+    if not isinstance(merged["seed"], int) or merged["seed"] < 0:
+        raise ConfigError(f"seed must be a whole number >= 0, got {merged['seed']!r}.")
+    return Config(merged["seed"], {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A configuration file as a layer for ``resolve``."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({error}).") from error
+
+
+def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with its defaults filled in and its values checked, as plain TOML values."""
+    if section not in _REGISTRIES:
+        checked = _checked(section, table)
+        _PLAIN[section](**checked)  # what fields say together
+        return _plain_values(checked)
+    registry, table = _REGISTRIES[section], dict(table)
+    kind = table.pop("kind", _DEFAULT_KIND[section])
+    return {"kind": kind, **_plain_values(_checked(section, table, _known(section, kind, registry)))}
+
+
+def build_kind(what: str, kind: str, registry: Mapping[str, Callable], fields: Mapping[str, Any]) -> Any:
+    """The entry ``kind`` of any registry, built from checked fields. ConfigError as in ``resolve``."""
+    constructor = _known(what, kind, registry)
+    return constructor(**_checked(what, fields, constructor))
+
+
+def _known(what: str, kind: Any, registry: Mapping[str, Callable]) -> Callable:
+    if kind not in registry:
+        raise ConfigError(
+            f"[{what}] kind = {kind!r} is unknown{_nearest(str(kind), registry)}.",
+            f"Known: {', '.join(registry)}.",
+        )
+    return registry[kind]
+
+
+def _checked(section: str, table: Mapping[str, Any], constructor: Callable | None = None) -> dict[str, Any]:
+    """All fields of a constructor: those given, checked against their annotations, and the defaults of the others."""
+    constructor = constructor or _PLAIN[section]
+    target = constructor.__init__ if inspect.isclass(constructor) else constructor
+    hints = get_type_hints(target, include_extras=True)
+    fields = {
+        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if name not in _FILLED_BY_DATA
+    }
+    for key in table:
+        if key not in fields:
+            raise ConfigError(
+                f"unknown key {key!r} in [{section}]{_nearest(key, fields)}.", f"Known: {', '.join(fields)}."
+            )
+    model = pydantic.create_model(
+        section, __config__=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True), **fields
+    )  # type: ignore[call-overload]
+    try:
+        checked = model(**table)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"[{section}] {where} = {first['input']!r}: {first['msg']}.") from error
+    return {name: getattr(checked, name) for name in fields}
+
+
+def _plain_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

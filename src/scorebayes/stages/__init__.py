@@ -1,0 +1,1 @@
+"""What the commands do, one stage a file."""

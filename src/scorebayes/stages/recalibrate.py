@@ -1,0 +1,114 @@
+"""Recalibration: a trained run for another place, by some labelled images from there.
+
+Calibration and threshold hold for images like those they were fitted on. Where a set lies elsewhere (``scorebayes.decision.shift``),
+the order of its images may still be good, and what has to change are few numbers: how much the evidence weighs, the balance
+of the classes, the prior, and the threshold. They are fitted on labelled images of the place. The network, the shares of the
+noise levels and of the wavelets, and what is typical stay as they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+
+from scorebayes.baselines.base import calibrate
+from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.posterior import bayes
+from scorebayes.decision.table import LogLikTable
+from scorebayes.errors import ConfigError, DataError
+from scorebayes.metrics import choose_threshold, classification_metrics
+from scorebayes.progress import progress_bar
+from scorebayes.runs.inputs import load_labelled
+from scorebayes.runs.run import Run, open_run, reconfigured
+from scorebayes.stages.evaluate import THRESHOLD_RULE, write_decision
+from scorebayes.stages.score import score_images
+
+LEAST_PATIENTS = 5  # of every class
+FOLDS = 5
+LEFT_OUT = (
+    "cache", "baselines", "loglik-*", "predictions-*", "metrics-*", "calibration*", "report*", "model-card.md",
+    "thumbnails.npz", "state-*", "lock",
+)  # fmt: skip
+"""Files of a run that are not taken along: they are of the other place, or can be made again."""
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """The new run; how the labelled images are judged by the old one (``before``) and, those of every fifth patient by a
+    recalibration on the others, by the new one (``after``)."""
+
+    run: Run
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None) -> Recalibrated:
+    """Write a run directory with the weights of another one, and its decision fitted anew on labelled images.
+
+    Parameters
+    ----------
+    data: KIND[:PATH] with the classes of the run; 50 images do much, 100 are better.
+    out: the new directory. log_prior: [Y], of the place; by default the class shares of these images.
+
+    Raises ConfigError where the directory is there already or the classes are others, DataError where a class has fewer
+    than five patients.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: is there already.", "Name a new directory.")
+    begun = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(begun, ignore_errors=True)
+    shutil.copytree(run.path, begun, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    try:
+        found = _recalibrate(run, open_run(begun, str(run.device)), data, log_prior)
+        begun.rename(out)
+    except BaseException:
+        shutil.rmtree(begun)
+        raise
+    return replace(found, run=open_run(out, str(run.device)))
+
+
+def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> Recalibrated:
+    images = load_labelled(begun, data)
+    patients = np.array(images.patients)
+    for y, name in enumerate(run.facts.classes):
+        n = len(set(patients[images.labels == y]))
+        if n < LEAST_PATIENTS:
+            raise DataError(
+                f"{data}: {n} patients (or images, where no patient is named) of class {name!r}.",
+                f"At least {LEAST_PATIENTS} of every class are needed.",
+            )
+    with progress_bar("score", len(images)) as advance:
+        table = score_images(run, images, run.likelihood, advance)
+    patients, table = patients[table.status == "ok"], table.usable()
+    labels, decision, positive = table.labels, run.decision, run.facts.info.positive
+    if log_prior is None:
+        log_prior = table.log_shares
+    calibration = _fit(run, table)
+    prob = bayes(table, log_prior, calibration).prob
+    after = np.empty_like(prob)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=run.config.seed)
+    for others, part in folds.split(labels, labels, patients):
+        after[part] = bayes(table.rows(part), log_prior, _fit(run, table.rows(others))).prob
+    threshold = choose_threshold(labels, prob, THRESHOLD_RULE, positive=positive)
+    new = replace(decision, calibration=calibration, threshold=threshold, log_prior=log_prior)
+    write_decision(begun, new, f"{len(labels)} images of {data}")
+    reconfigured(begun, begun.config.changed("prior", kind="given", prob=np.exp(log_prior).tolist()))
+    before = bayes(table, run.log_prior, decision.calibration).prob
+    judged = [
+        classification_metrics(labels, p, positive=positive, groups=patients.tolist())
+        for p in (before, after)
+    ]
+    return Recalibrated(begun, *judged)
+
+
+def _fit(run: Run, table: LogLikTable) -> Calibration:
+    """The run's calibration, scaled and shifted for the images of a table."""
+    evidence = run.calibration.logits(table)
+    none = np.zeros(evidence.shape[1])  # what the evidence contains of a prior
+    return run.calibration.rescaled(calibrate(evidence, none, table.labels, run.config.seed))

@@ -1,0 +1,76 @@
+"""Pictures of a run: samples of every class beside the training image nearest to each (memorisation check)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scorebayes.diffusion.sample import SAMPLERS, guide, nearest
+from scorebayes.progress import progress_bar
+from scorebayes.runs.config import build_kind
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import Run
+
+TRAINING_IMAGES = 20_000  # looked through for the nearest; a random part of larger sets
+
+
+def draw_samples(
+    run: Run,
+    per_class: int = 4,
+    sampler: str = "second-order",
+    steps: int | None = None,
+    guidance: float = 0.0,
+) -> Path:
+    """Write ``samples.png`` (a grid, class by class) and ``samples.npz`` and return the path of the picture."""
+    draw = build_kind("sampler", sampler, SAMPLERS, {} if steps is None else {"steps": steps})
+    score = guide(run.score, guidance)
+    shape = (run.config.prepare.channels, run.config.prepare.size, run.config.prepare.size)
+    generator = torch.Generator().manual_seed(run.config.seed)
+    samples = []
+    with progress_bar("sample", len(run.facts.classes)) as advance, torch.no_grad():
+        for y in range(len(run.facts.classes)):
+            samples.append(draw(score, torch.full((per_class,), y), shape, generator))
+            advance(y + 1, run.facts.classes[y])
+    drawn = torch.cat(samples)
+    known = run.standardise(load_split(run, "train").drawn(TRAINING_IMAGES, run.config.seed).images)
+    index, distance = nearest(drawn, known)
+    images, neighbours = run.restore(drawn), run.restore(known[index])
+    labels = np.repeat(np.arange(len(run.facts.classes)), per_class)
+    np.savez_compressed(
+        run.path / "samples.npz", images=images, labels=labels, nearest=neighbours, distance=distance.numpy()
+    )
+    return _grid(run, images, neighbours, labels, distance.numpy())
+
+
+def _grid(
+    run: Run, images: np.ndarray, neighbours: np.ndarray, labels: np.ndarray, distance: np.ndarray
+) -> Path:
+    from matplotlib.figure import Figure
+
+    classes = run.facts.classes
+    columns = int((labels == 0).sum())
+    figure = Figure(figsize=(1.4 * columns + 0.6, 2.9 * len(classes)), layout="constrained")
+    axes = figure.subplots(2 * len(classes), columns, squeeze=False)
+    for cell, (image, neighbour, y, apart) in enumerate(
+        zip(images, neighbours, labels, distance, strict=True)
+    ):
+        for offset, picture in enumerate((image, neighbour)):
+            axis = axes[2 * y + offset, cell % columns]
+            axis.imshow(
+                picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1
+            )
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axis.set_xlabel(f"{apart:.2f}", fontsize=7)
+        if cell % columns == 0:
+            axes[2 * y, 0].set_ylabel(f"{classes[y]}\nsample", fontsize=8)
+            axes[2 * y + 1, 0].set_ylabel("nearest\nin training", fontsize=8)
+    data = " (synthetic data)" if run.facts.info.synthetic else ""
+    figure.suptitle(
+        f"Samples by class{data}; below each the nearest training image and its distance", fontsize=8
+    )
+    path = run.path / "samples.png"
+    figure.savefig(path, dpi=130)
+    return path

@@ -1,0 +1,102 @@
+"""Where to look: the density of the noise levels, fitted on validation images.
+
+Training takes a density that suits many data sets. What suits this one follows from the validation table: a draw is worth
+most at the levels whose weighted value varies most from draw to draw, and by Neyman's rule (Cochran, Sampling Techniques,
+5.5) draws should fall there in proportion. The fitted density is used only if it lowers the cross-fitted log-loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from scorebayes.decision.calibration import Calibration, fit_calibration
+from scorebayes.decision.table import LogLikTable
+from scorebayes.diffusion.likelihood import Denoising
+from scorebayes.errors import ConfigError
+from scorebayes.evidence.noise_choice import choose_noise
+from scorebayes.runs.inputs import load_split
+from scorebayes.runs.run import Run, log_lik_table, reconfigured
+from scorebayes.stages.evaluate import calibrate
+from scorebayes.stages.score import read_table, score_split
+from scorebayes.training.loop import step_seed
+
+TRIALS = 3  # of the present and of the fitted density, on fresh draws: the best of many tries is good by luck
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Mean and standard deviation of the log-SNR density before and as fitted, with their mean cross-fitted log-losses."""
+
+    before: tuple[float, float]
+    fitted: tuple[float, float]
+    log_loss_before: float
+    log_loss_fitted: float
+
+    @property
+    def better(self) -> bool:
+        return self.log_loss_fitted < self.log_loss_before
+
+
+def neyman_density(table: LogLikTable, calibration: Calibration) -> tuple[float, float]:
+    """Mean and standard deviation of the log-SNR density whose draws leave the log-odds the least Monte-Carlo variance.
+
+    Present draws are equally many per level, so that a level's share of the new density is its weight times the standard
+    deviation of its draws within an image. ConfigError where a level has one draw only.
+    """
+    levels, counts = np.unique(table.level, return_counts=True)
+    if counts.min() < 2:
+        raise ConfigError(
+            "the noise levels cannot be tuned: one draw a level shows no spread.",
+            "Set [likelihood] repeats = 2 or more.",
+        )
+    centred = table.draws - table.draws.mean(axis=2, keepdims=True)
+    spread = [np.sqrt(centred[table.level == level].var(axis=0, ddof=1).mean()) for level in levels]
+    share = calibration.weights * np.array(spread)
+    if not share.sum() > 0:
+        raise ConfigError("the noise levels cannot be tuned: none of them tells the classes apart.")
+    # Every draw counts at its own noise level, so that the tails of the outer levels are felt.
+    weight = np.repeat(
+        (share / counts / share.sum())[np.searchsorted(levels, table.level)][:, None], len(table), 1
+    )
+    mean = np.average(table.log_snr, weights=weight)
+    return float(mean), float(np.sqrt(np.average(np.square(table.log_snr - mean), weights=weight)))
+
+
+def tune(run: Run) -> Tuned:
+    """Fit the density of a run's noise levels on its validation split and, if it is better, use it from now on.
+
+    Then ``config.toml`` holds the fitted density, and table and calibration of the validation split are made anew; other
+    splits have to be scored again. ConfigError for an estimator that has no such density.
+    """
+    own: Any = run.likelihood
+    if own.kind != Denoising.kind:
+        raise ConfigError(
+            f"{run.path}: only the class score has noise levels to tune.", "Set [likelihood] kind."
+        )
+    val = load_split(run, "val")
+    x = run.standardise(val.images)
+
+    def table(likelihood: Denoising, seed: int) -> LogLikTable:
+        return log_lik_table(likelihood, run.score, x, val.keys, seed).with_labels(val.labels).usable()
+
+    score_split(run, "val")
+    stored = read_table(run, "val").usable()
+    spread = stored if own.repeats > 1 else table(replace(own, repeats=2), run.config.seed)
+    shares = spread.log_shares
+    mean, std = neyman_density(spread, fit_calibration(spread, shares, seed=run.config.seed))
+
+    def mean_loss(likelihood: Denoising) -> float:
+        fresh = [table(likelihood, step_seed(run.config.seed, -10 - trial)) for trial in range(TRIALS)]
+        return float(np.mean([fit_calibration(one, shares, seed=run.config.seed).log_loss for one in fresh]))
+
+    fitted = replace(own, mean=mean, std=std)
+    found = Tuned((own.mean, own.std), (mean, std), mean_loss(own), mean_loss(fitted))
+    if found.better:
+        config = run.config.changed("likelihood", mean=mean, std=std, first=[])
+        changed = choose_noise(reconfigured(run, config), val)
+        score_split(changed, "val")
+        calibrate(changed)
+    return found

@@ -1,0 +1,1 @@
+"""Fits a score to labelled arrays; knows no run and no task."""
