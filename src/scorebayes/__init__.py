@@ -3,7 +3,7 @@
     run   = scorebayes.open_run("runs/breast")
     image = scorebayes.read_image("case.dcm")
     x     = run.prepare(image)
-    table = run.log_lik(x, keys=["case"])
+    table = run.evidence(x, keys=["case"])
     post  = scorebayes.bayes(table, run.log_prior, run.calibration)
 
     model = scorebayes.ScoreBayesClassifier().fit(images, labels)  # as scikit-learn knows a classifier

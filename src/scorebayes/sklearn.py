@@ -30,14 +30,14 @@ from sklearn.utils.validation import check_is_fitted
 from scorebayes.data.pixels.images import is_stack, to_unit
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError
 from scorebayes.progress import progress_bar
-from scorebayes.runs.run import open_run, pick_device
+from scorebayes.runs.device import pick_device
+from scorebayes.runs.run import key_of, open_run
 from scorebayes.stages import train as stages
-from scorebayes.stages.evaluate import predictions
-from scorebayes.stages.predict import abstain, key_of
 from scorebayes.stages.score import IMAGES_AT_A_TIME
+from scorebayes.tasks import task_of
 
 
 class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
@@ -136,20 +136,21 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         whether the error leaves a decision, and no posterior where the image is unlike the training images."""
         table, x = self._ask(X)
         run = self.run_
-        found = predictions(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
-        return abstain(found, run.decision.typicality)
+        task = task_of(run)
+        found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
+        return task.abstain(found, run.decision)
 
-    def _ask(self, X: ArrayLike) -> tuple[LogLikTable, torch.Tensor]:
-        """The log-likelihood table of images, and these as the network takes them [N, C, S, S]."""
+    def _ask(self, X: ArrayLike) -> tuple[EvidenceTable, torch.Tensor]:
+        """The evidence table of images, and these as the network takes them [N, C, S, S]."""
         check_is_fitted(self, "run_")
         run, images = self.run_, _images(X)
         x = torch.cat([run.prepare(to_unit(image, f"image {row}")) for row, image in enumerate(images)])
         tables = []
         with progress_bar("score", len(x)) as advance:
             for some in x.split(IMAGES_AT_A_TIME):
-                tables.append(run.log_lik(some, [key_of(one) for one in some.split(1)]))
+                tables.append(run.evidence(some, [key_of(one) for one in some.split(1)]))
                 advance(IMAGES_AT_A_TIME * len(tables), "")
-        return LogLikTable.concatenate(tables), x
+        return EvidenceTable.concatenate(tables), x
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -23,7 +23,13 @@ import numpy as np
 import pandas as pd
 
 HERE = Path(__file__).parents[2]
-COMMAND = "import sys\ntry:\n    from scorebayes.cli.main import main\nexcept ImportError:\n    from scorebayes.cli import main\nmain()"
+COMMAND = """
+try:
+    from scorebayes.cli.main import main
+except ImportError:
+    from scorebayes.cli import main
+main()
+"""
 CONFIG = """seed = 6
 [net]
 channels = [8, 16]
@@ -103,7 +109,7 @@ def found_in(folder: Path) -> dict[str, str]:
         found[f"predictions {path.relative_to(folder)}"] = frame.to_csv(index=False)
     for path in sorted(folder.glob("*/metrics-*.json")):
         kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "calibration_sha256"}
-        found[f"metrics {path.relative_to(folder)}"] = json.dumps(_without_times(kept), indent=1)
+        found[f"metrics {path.relative_to(folder)}"] = json.dumps(_without_times(kept), indent=1, sort_keys=True)
     return found
 
 

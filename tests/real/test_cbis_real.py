@@ -10,7 +10,8 @@ import pytest
 
 from scorebayes.data.check import as_text, check
 from scorebayes.data.load import load
-from scorebayes.data.pixels.dicom import dicom_bits, dicom_tags
+from scorebayes.data.pixels.dicom import dicom_bits
+from scorebayes.data.pixels.images import open_picture
 from scorebayes.data.prepare import Prepare
 from scorebayes.data.sources.cbis_ddsm import CbisDdsm, Lesion
 
@@ -20,6 +21,11 @@ _NUMBERS = """
     1237 1307 1365 1467 1566 1605 1621 1635 1741 1803 1883
 """
 LEAKING = {f"P_{int(number):05d}" for number in _NUMBERS.split()}
+
+
+def dicom_tags(path):
+    found = open_picture(path)
+    return found.laterality, found.view
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
 from scorebayes.data.pixels import dicom as module
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY, dicom_bits, dicom_tags, read_dicom
+from scorebayes.data.pixels.dicom import MAMMOGRAPHY, dicom_bits, read_dicom
+from scorebayes.data.pixels.images import open_picture
 from scorebayes.errors import DataError
 
 SYNTAXES = [
@@ -29,6 +30,11 @@ SYNTAXES = [
     uid.JPEGLSLossless,
     uid.JPEG2000Lossless,
 ]
+
+
+def dicom_tags(path):
+    found = open_picture(path)
+    return found.laterality, found.view
 
 
 def refusal(path: Path, **options: object) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import abc
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from scorebayes.data.load import ImageSet
-from scorebayes.decision.calibration import Calibration, fit_calibration
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.calibration import fit_calibration
+from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.runs.run import Run
 
 IMAGES_AT_A_TIME = 256
@@ -74,7 +75,7 @@ class Baseline:
     """
 
     def __init__(
-        self, run: Run, kind: Kind, net: nn.Module, calibration: Calibration, record: dict[str, Any]
+        self, run: Run, kind: Kind, net: nn.Module, calibration: Temperature, record: dict[str, Any]
     ) -> None:
         self.run = run
         self.net = net.to("cpu" if kind.on_cpu else run.device).eval()
@@ -89,11 +90,11 @@ class Baseline:
         """
         raw = self.net(x.to(_device(self.net)))
         offset = torch.from_numpy(self.calibration.bias + self.run.log_prior)
-        return float(self.calibration.weights[0]) * raw + offset.to(raw)
+        return self.calibration.weight * raw + offset.to(raw)
 
     def evidence(self, images: ImageSet) -> NDArray[np.float64]:
         """Calibrated logits of prepared images, before the prior [N, Y]."""
-        return self.calibration.weights[0] * raw_logits(self.run, self.net, images) + self.calibration.bias
+        return self.calibration.weight * raw_logits(self.run, self.net, images) + self.calibration.bias
 
     def prob(self, images: ImageSet) -> NDArray[np.float64]:
         """Calibrated posterior under the run's prior [N, Y]."""
@@ -114,17 +115,33 @@ def _device(net: nn.Module) -> torch.device:
     return next(itertools.chain(net.parameters(), net.buffers())).device
 
 
-def calibrate(logits: NDArray, log_prior: NDArray, labels: NDArray[np.int64], seed: int) -> Calibration:
-    """Temperature and bias of logits [N, Y] of images with labels [N]; with the cross-fitted log-loss (nats per image).
+@dataclass(frozen=True)
+class Temperature:
+    """How raw logits become evidence: ``weight * logits + bias`` [Y]. log_loss: cross-fitted, nats per image."""
+
+    weight: float
+    bias: NDArray[np.float64]
+    log_loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"weights": [self.weight], "bias": self.bias.tolist(), "log_loss": self.log_loss}
+
+    @staticmethod
+    def from_dict(stored: Mapping[str, Any]) -> Temperature:
+        """The inverse of ``to_dict``."""
+        (weight,) = stored["weights"]
+        return Temperature(weight, np.asarray(stored["bias"], dtype=np.float64), stored["log_loss"])
+
+
+def fit_temperature(logits: NDArray, log_prior: NDArray, labels: NDArray[np.int64], seed: int) -> Temperature:
+    """Temperature and bias of logits [N, Y] of images with labels [N].
 
     ``log_prior`` [Y]: what the logits contain of a prior; it is taken out, so that the run's own can be put in.
     """
-    n = len(logits)
-    # A table of class scores: one level, one draw, no noise.
-    table = LogLikTable(
-        tuple(map(str, range(n))), labels, (logits - log_prior)[None].astype(np.float64), np.zeros((1, n)),
-        np.zeros(1, dtype=np.int64), np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), "class-score",
+    table = EvidenceTable(
+        tuple(map(str, range(len(logits)))), labels, {"logits": Block.exactly(logits - log_prior)}, np.zeros(len(logits))
     )  # fmt: skip
     found = fit_calibration(table, table.log_shares, seed=seed)
-    weights = np.maximum(found.weights, LEAST_WEIGHT)
-    return replace(found, weights=weights, bias=found.bias - weights[0] * log_prior)
+    weight = max(float(found.weights["logits"][0]), LEAST_WEIGHT)
+    return Temperature(weight, found.bias - weight * log_prior, found.log_loss)

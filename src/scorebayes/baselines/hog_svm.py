@@ -15,7 +15,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from scorebayes.baselines.base import Fitted, Kind, calibrate
+from scorebayes.baselines.base import Fitted, Kind, fit_temperature
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import uniform_log_prior
 from scorebayes.runs.run import Run
@@ -47,7 +47,7 @@ class HogSvm(Kind):
         for strength, width in product(STRENGTHS, WIDTHS):
             net = _Machines(len(f), f.shape[1], n_classes)
             net.fit(f, train.labels, strength, width * unit)
-            loss = calibrate(net.decide(f_val), log_prior, val.labels, run.config.seed).log_loss
+            loss = fit_temperature(net.decide(f_val), log_prior, val.labels, run.config.seed).log_loss
             tried.append({"setting": {"C": strength, "gamma": width * unit}, "val_log_loss": loss})
             if best is None or loss < lowest:
                 best, lowest, chosen = net, loss, tried[-1]["setting"]

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from scorebayes.baselines.base import Fitted, Kind, calibrate, raw_logits
+from scorebayes.baselines.base import Fitted, Kind, fit_temperature, raw_logits
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import uniform_log_prior
 from scorebayes.diffusion.score import Denoiser
@@ -36,8 +36,9 @@ from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.checkpoint import Checkpoints, pack, unpack
 from scorebayes.training.augment import CODE_LENGTH, augment
-from scorebayes.training.loop import draw_rows, step_seed, validation_images
+from scorebayes.training.batches import draw_rows, step_seed
 from scorebayes.training.schedule import average_decay, rate_share
+from scorebayes.training.validate import validation_rows
 
 LEAST_STEPS = 100
 TRIAL_SHARE = 1 / 6  # of the final steps, for each setting that is tried
@@ -222,7 +223,8 @@ def score_steps(run: Run) -> int:
 
 
 class _Training:
-    """One training of a network, as ``scorebayes.training.loop`` trains the score: random numbers from (seed, step) alone."""
+    """One training of a network, as ``scorebayes.training.loop`` trains the score: random numbers from (seed, step)
+    alone."""
 
     def __init__(self, net: nn.Module, setting: Setting, run: Run, train: ImageSet, steps: int) -> None:
         self.net, self.setting, self.run, self.steps = net, setting, run, steps
@@ -253,7 +255,11 @@ class _Training:
     def validations(self, val: ImageSet, title: str, times: int) -> Iterator[float]:
         """Train to the end; yields the cross-fitted validation log-loss, in nats, so many times, on as many images as the
         score is validated on."""
-        every, val = math.ceil(self.steps / times), validation_images(self.run, val)
+        config = self.run.config
+        every = math.ceil(self.steps / times)
+        val = val.subset(
+            validation_rows(val.labels, len(self.rows_of_class), config.train.val_images, config.seed)
+        )
         start = time.monotonic() - self.seconds
         with progress_bar(title, self.steps, self.step) as advance:
             while self.step < self.steps:
@@ -263,7 +269,9 @@ class _Training:
                 advance(self.step, f"loss {loss:.4f}")
                 if self.step % every == 0 or self.step == self.steps:
                     logits = raw_logits(self.run, self.averaged.eval(), val)
-                    log_loss = calibrate(logits, self.log_prior, val.labels, self.run.config.seed).log_loss
+                    log_loss = fit_temperature(
+                        logits, self.log_prior, val.labels, self.run.config.seed
+                    ).log_loss
                     self.seconds = time.monotonic() - start
                     yield log_loss
 

@@ -20,17 +20,16 @@ import safetensors.torch
 from scipy.special import softmax
 
 from scorebayes.baselines.architectures import densenet121, efficientnet_b0, resnet, vit
-from scorebayes.baselines.base import Baseline, Kind, calibrate, raw_logits
+from scorebayes.baselines.base import Baseline, Kind, Temperature, fit_temperature, raw_logits
 from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network
-from scorebayes.decision.calibration import Calibration
 from scorebayes.errors import ConfigError
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.spreadsheet import csv_text, plain
-from scorebayes.training.loop import require_classes
+from scorebayes.training.plan import require_classes
 
 BASELINES: dict[str, Kind] = {
     "logistic": Logistic(),
@@ -55,15 +54,17 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     kind, folder = _known(name), _folder(run, name)
     if (folder / "baseline.json").exists():
         return open_baseline(run, name)
-    train, val = load_split(run, "train").labelled(), load_split(run, "val").labelled()
-    require_classes(train, run.facts.classes, "training")
-    require_classes(val, run.facts.classes, "validation")
+    train, val = run.images("train").labelled(), run.images("val").labelled()
+    require_classes(train.labels, run.facts.classes, "training")
+    require_classes(val.labels, run.facts.classes, "validation")
     folder.mkdir(parents=True, exist_ok=True)
     if tuned is not None and _test_images(run) == _test_images(tuned):
         trials = open_baseline(tuned, name).record.get("settings_tried", [])
         write_atomically(folder / "trials.json", json.dumps(trials))
     found = kind.fit(run, train, val, folder, steps)
-    calibration = calibrate(raw_logits(run, found.net, val), found.log_prior, val.labels, run.config.seed)
+    calibration = fit_temperature(
+        raw_logits(run, found.net, val), found.log_prior, val.labels, run.config.seed
+    )
     weights = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in found.net.state_dict().items()}
     )
@@ -102,7 +103,7 @@ def open_baseline(run: Run, name: str) -> Baseline:
         )
     net = kind.build(run)
     net.load_state_dict(safetensors.torch.load(weights))
-    return Baseline(run, kind, net, Calibration.from_dict(record["calibration"]), record)
+    return Baseline(run, kind, net, Temperature.from_dict(record["calibration"]), record)
 
 
 def predict_baseline(run: Run, name: str, split: str) -> Path:
@@ -114,7 +115,7 @@ def predict_baseline(run: Run, name: str, split: str) -> Path:
     if path.exists():
         return path
     baseline = open_baseline(run, name)
-    images = load_split(run, split)
+    images = run.images(split)
     start = time.monotonic()
     logits = baseline.evidence(images)
     seconds = (time.monotonic() - start) / len(images)

@@ -9,9 +9,6 @@ BENCHMARKS = {
     "phantom": "Synthetic mammograms",
 }
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
-PARTS = PIXELS_ALONE, WAVELETS_ALONE = "scorebayes-pixels-alone", "scorebayes-wavelets-alone"
-"""The two parts of the evidence of ``OURS``, each calibrated by itself: the class score of the trained network, and the
-mixtures of the wavelet coefficients."""
 REFERENCE = "resnet18"
 """The network that leads are first of all given over."""
 WITH_REFERENCE = "scorebayes-with-resnet18"
@@ -27,8 +24,6 @@ ENSEMBLE = "{}-ensemble"
 
 TITLES = {
     OURS: "ScoreBayes",
-    PIXELS_ALONE: "ScoreBayes, pixels alone",
-    WAVELETS_ALONE: "ScoreBayes, wavelets alone",
     MORE: "ScoreBayes, 64 evaluations",
     WITH_REFERENCE: "ScoreBayes and ResNet-18",
     BEST: "ScoreBayes and two baselines",
@@ -42,3 +37,19 @@ TITLES = {
     "logistic": "logistic regression on pixels",
 }
 """The models, where people read."""
+
+
+def alone(source: str) -> str:
+    """One source of evidence of ``OURS``, calibrated by itself."""
+    return f"scorebayes-{source}-alone"
+
+
+def is_alone(model: str) -> bool:
+    return model.startswith("scorebayes-") and model.endswith("-alone")
+
+
+def title_of(model: str) -> str:
+    """A model, where people read."""
+    if is_alone(model):
+        return f"ScoreBayes, {model.removeprefix('scorebayes-').removesuffix('-alone')} alone"
+    return TITLES.get(model, model)

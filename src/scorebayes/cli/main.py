@@ -101,7 +101,7 @@ def train(
     """
     from scorebayes.runs import inputs
     from scorebayes.runs.config import read_toml
-    from scorebayes.runs.run import pick_device
+    from scorebayes.runs.device import pick_device
     from scorebayes.stages import train as stages
 
     options: dict[str, Any] = {"prepare": {}, "train": {}}
@@ -155,7 +155,7 @@ def score(
     estimator: Estimator = "",
     device: Device = "auto",
 ) -> None:
-    """Write the log-likelihood table of a split; run it again to resume.
+    """Write the evidence table of a split; run it again to resume.
 
     Example: scorebayes score runs/breast --split test
     """
@@ -167,7 +167,7 @@ def score(
             score_split(run, "val", estimator)  # its calibration is fitted there
         path = score_split(run, split, estimator)
     option = f" --estimator {estimator}" if estimator else ""
-    _say_next(f"log-likelihood table: {path}", f"scorebayes evaluate {run_dir} --split {split}{option}")
+    _say_next(f"evidence table: {path}", f"scorebayes evaluate {run_dir} --split {split}{option}")
 
 
 @app.command()
@@ -388,7 +388,7 @@ def doctor(
     """
     import torch
 
-    from scorebayes.runs.run import environment, pick_device
+    from scorebayes.runs.device import environment, pick_device
 
     found = environment(pick_device("auto"))
     table = Table(show_header=False, title="ScoreBayes doctor")
@@ -420,11 +420,11 @@ def demo(
 
     Example: scorebayes demo
     """
-    from scorebayes.runs import inputs
-    from scorebayes.runs.run import pick_device
-    from scorebayes.stages import train as stages
+    from scorebayes.runs.device import pick_device
+    from scorebayes.runs.inputs import absolute_source
+    from scorebayes.stages.demo import demo
 
-    metrics, path = stages.demo(run_dir, inputs.absolute_source(data), pick_device(device))
+    metrics, path = demo(run_dir, absolute_source(data), pick_device(device))
     _show_metrics(metrics)
     which = (
         "held-out patients" if metrics["split"] == "test" else "the validation split (there is no test split)"

@@ -111,10 +111,3 @@ def read_image(path: str | Path, modalities: Sequence[str] = ()) -> NDArray:
     from scorebayes.data.pixels.images import read_image as read
 
     return read(Path(path), modalities=modalities)
-
-
-def read_tags(path: str | Path) -> tuple[str, str]:
-    """Laterality ("L", "R" or "") and view ("CC", "MLO" or "") of a DICOM file; ("", "") for other files."""
-    from scorebayes.data.pixels import images
-
-    return images.read_tags(Path(path))

@@ -47,7 +47,8 @@ class SourceInfo:
 
     ``positive`` is the index of the class that "sensitivity" speaks of. ``bits`` is the true bit depth of the grey
     values, ``channels`` 1 (grey) or 3 (RGB). ``synthetic`` data are named so wherever they are shown. ``modalities``:
-    DICOM modalities that a classifier trained on it accepts; empty for any.
+    DICOM modalities that a classifier trained on it accepts; empty for any. ``file_bits``: true depth of files that store
+    fewer bits in 16, where an option says so; further files are read as these were.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SourceInfo:
     access: str = ""
     synthetic: bool = False
     modalities: tuple[str, ...] = ()
+    file_bits: int | None = None
 
 
 class Source(Protocol):

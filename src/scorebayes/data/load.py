@@ -86,6 +86,7 @@ def load(
     prepare: Prepare,
     *,
     cache: Path | None = None,
+    options: str = "",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> tuple[ImageSet, list[Rejected]]:
@@ -96,12 +97,13 @@ def load(
     ----------
     cache: folder for prepared images, keyed by the file (path, size, time), the record and the pipeline.
         Images whose path is no file (synthetic ones) are not cached, and neither are rejections.
+    options: of the data set, where its pixels depend on them; they enter the keys of the cache.
     workers: processes; 0 reads in this one. ``source`` must be picklable then. An image that kills its
         process (a crash in a decoder, out of memory) is rejected, the others are read by a new one.
     progress: called with (images done, images in all).
     """
     stamps = [_stamp(record.path) for record in records]
-    keys = [_key(source, record, stamp) for record, stamp in zip(records, stamps, strict=True)]
+    keys = [_key(source, record, stamp, options) for record, stamp in zip(records, stamps, strict=True)]
     store = _Store(cache / prepare.fingerprint, prepare) if cache is not None else None
     known = store.index() if store is not None else {}
     places: dict[int, NDArray[np.unsignedinteger] | Place] = {
@@ -142,7 +144,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _key(source: Source, record: Record, stamp: tuple[int, int] | None) -> str | None:
+def _key(source: Source, record: Record, stamp: tuple[int, int] | None, options: str) -> str | None:
     """What the prepared image depends on beside the pipeline; None where the content is not known from a
     file.
     """
@@ -156,7 +158,7 @@ def _key(source: Source, record: Record, stamp: tuple[int, int] | None) -> str |
         record.laterality,
         record.view,
     ]
-    text = json.dumps([*parts, sorted(record.extra.items())])
+    text = json.dumps([*parts, sorted(record.extra.items()), options])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Appearance: does an image look, in a few dozen plain statistics, like the images of the data set?
 
-The denoising errors (see ``scorebayes.decision.typicality``) say whether the network finds an image as easy as those it knows. A
-smooth photograph and an inverted image may well be as easy. What gives them away is plain: where it is bright, how much
-detail it has at every scale, and the sign of that detail, since speckle grows with brightness and film grain does not.
+The denoising errors (see ``scorebayes.decision.typicality``) say whether the network finds an image as easy as those it
+knows. A smooth photograph and an inverted image may well be as easy. What gives them away is plain: where it is bright, how
+much detail it has at every scale, and the sign of that detail, since speckle grows with brightness and film grain does not.
 A Gaussian with a shrunk covariance is fitted to such statistics; the Mahalanobis distance (Lee et al. 2018, arXiv
 1807.03888, there of network features) is two-sided by nature: an image that is too smooth is as far away as one too rough.
 """

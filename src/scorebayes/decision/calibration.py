@@ -1,16 +1,19 @@
-"""Calibration: noise-level weights, temperature and class bias, fitted on validation data by regularised logistic loss.
+"""Calibration: weights of the levels and sources, temperature and class bias, fitted on validation data by regularised
+logistic loss.
 
-The logit of class y is ``sum_l weights[l] * (mean value of level l under y) + wavelet_weight * (what the wavelets say of y)
-+ bias[y]``, with weights >= 0; the explicit log-prior is added afterwards by ``bayes``. One weight for all levels is a
-temperature; free weights say which noise levels decide. The penalty pulls the weights of the levels, in units of the spread
-of their level, towards a common value, so that few validation images give a temperature and many give a weighting. That of
-the wavelets is pulled, weakly, towards the sum of those of the levels: pixels and wavelets as a pair of equals, unless the
-images say otherwise.
+The logit of class y is the sum over the sources of ``weights[source] @ (mean value of each of its levels under y)``, plus
+``bias[y]``, with weights >= 0; ``bayes`` adds the explicit log-prior afterwards. One weight for all levels is a temperature;
+free weights say which levels decide. The penalty pulls the weights of a source's levels, in units of the spread of their
+level, towards a common value, so that few validation images give a temperature and many give a weighting. The sums of the
+weights of two sources are pulled, weakly, towards each other: sources count alike unless the images say otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.model_selection import StratifiedKFold
 
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import OK, Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -26,106 +29,110 @@ _BIAS_PENALTY = 1.0
 _SCALE_PENALTY = 0.01
 _PAIR_PENALTY = 1.0
 
+BySource = Mapping[str, NDArray[np.float64]]
+
 
 @dataclass(frozen=True)
 class Calibration:
     """How table values become logits.
 
-    weights: [L] >= 0, per noise level. bias: [Y]. level_log_snr: [L], mean log-SNR of each level, for plots.
-    penalty: chosen by cross-validation, rather too heavy than too light. log_loss: cross-fitted, nats per image.
-    n: images it was fitted on. draw_means: [K, Y], every draw in the mean over these images. wavelet_weight: >= 0.
+    weights: [L] >= 0 by source, one for each level. bias: [Y]. level_log_snr: [L] by source, mean log-SNR of each level, for
+    plots. kinds: by source, what its values are. penalty: chosen by cross-validation, rather too heavy than too light.
+    log_loss: cross-fitted, nats per image. n: images it was fitted on. draw_means: [K, Y] by source, every draw in the mean
+    over these images.
     """
 
-    weights: NDArray[np.float64]
+    weights: BySource
     bias: NDArray[np.float64]
-    level_log_snr: NDArray[np.float64]
-    kind: str
+    level_log_snr: BySource
+    kinds: Mapping[str, str]
     penalty: float = float("nan")
     log_loss: float = float("nan")
     n: int = 0
-    draw_means: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
-    wavelet_weight: float = 0.0
+    draw_means: BySource = field(default_factory=dict)
 
     @staticmethod
-    def none(table: LogLikTable) -> Calibration:
-        """Log-likelihoods as they are. A class score has no natural scale: ConfigError."""
-        if table.kind == "class-score":
-            raise ConfigError(
-                "class scores have no natural scale.", "Fit a calibration on validation data first."
-            )
-        share = np.bincount(np.unique(table.level, return_inverse=True)[1]) / len(table.level)
-        return Calibration(share, np.zeros(table.draws.shape[2]), _level_log_snr(table), table.kind)
+    def none(table: EvidenceTable) -> Calibration:
+        """Log-likelihoods as they are. ConfigError where the table holds other values, which have no natural scale."""
+        for name, block in table.blocks.items():
+            if block.kind not in ("density", "lower-bound"):
+                raise ConfigError(
+                    f"the values of {name!r} are of the kind {block.kind!r}, which has no natural scale.",
+                    "Fit a calibration on validation data first.",
+                )
+        blocks = table.blocks.items()
+        return Calibration(
+            {name: _shares(block) for name, block in blocks},
+            np.zeros(table.n_classes),
+            {name: block.level_log_snr for name, block in blocks},
+            {name: block.kind for name, block in blocks},
+        )
 
-    def logits(self, table: LogLikTable) -> NDArray[np.float64]:
-        """[N, Y], before the prior."""
-        means = table.level_means
-        if table.kind != self.kind or means.shape[1] != len(self.weights) or means.shape[2] != len(self.bias):
-            raise ConfigError(
-                f"the calibration was fitted on {len(self.weights)} levels of kind {self.kind}, "
-                f"the table has {means.shape[1]} of kind {table.kind}.",
-                "Score the validation split with the same estimator and fit again.",
-            )
-        return np.einsum("nly,l->ny", means, self.weights) + self.offsets(table.wavelets)
+    def logits(self, table: EvidenceTable) -> NDArray[np.float64]:
+        """[N, Y], before the prior. ConfigError where the table has other sources or levels than it was fitted on."""
+        self._require_same(table)
+        sampled = [self.of_source(name, block) for name, block in table.blocks.items() if not block.exact]
+        known = self.offsets({name: block for name, block in table.blocks.items() if block.exact})
+        return sum(sampled, start=np.zeros((len(table), table.n_classes))) + known
 
-    def offsets(self, wavelets: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the logits hold beside the noise levels, without Monte-Carlo error: wavelets [N, Y] -> [N, Y]."""
-        return self.wavelet_weight * wavelets + self.bias
+    def of_source(self, name: str, block: Block) -> NDArray[np.float64]:
+        """What a source adds to the logits [N, Y]."""
+        return np.einsum("nly,l->ny", block.level_means, self.weights[name])
 
-    def rescaled(self, other: Calibration) -> Calibration:
-        """This calibration and, on its logits, one of a single weight: how sure, and for whom. The shares of the levels and
-        of the wavelets stay."""
-        (scale,) = other.weights
-        return replace(
-            self, weights=scale * self.weights, bias=scale * self.bias + other.bias,
-            wavelet_weight=float(scale * self.wavelet_weight), log_loss=other.log_loss, n=other.n,
-        )  # fmt: skip
+    def offsets(self, exact: Mapping[str, Block]) -> NDArray[np.float64]:
+        """What the logits hold without Monte-Carlo error: exact blocks and bias [N, Y], or the bias alone [Y]."""
+        known = [self.of_source(name, block) for name, block in exact.items()]
+        return sum(known[1:], start=known[0]) + self.bias if known else self.bias
 
-    def own_draws(self, table: LogLikTable) -> NDArray[np.float64]:
+    def own_draws(self, name: str, block: Block) -> NDArray[np.float64]:
         """The draws [K, N, Y] less their means over the images that the calibration was fitted on.
 
         Where all images meet the same noise, part of what it does is alike for all of them: the bias takes it off, so it is
         no error of an image. Draws that were not among the calibration's stay as they are.
         """
-        k = len(table.draws)
-        return table.draws - self.draw_means[:k, None] if k <= len(self.draw_means) else table.draws
+        k, means = len(block.draws), self.draw_means.get(name, np.empty((0, 0)))
+        return block.draws - means[:k, None] if k <= len(means) else block.draws
 
-    def variance_of_mean(self, table: LogLikTable, values: NDArray) -> NDArray[np.float64]:
-        """Monte-Carlo variance of the weighted sum of level means of per-draw values [K, N] -> [N].
+    def flat(self) -> Calibration:
+        """The same evidence without fitted shares of the levels and without bias: one temperature for each source."""
+        even = {name: np.full_like(weights, weights.mean()) for name, weights in self.weights.items()}
+        return _changed(self, weights=even, bias=np.zeros_like(self.bias))
 
-        Levels with one draw are paired with a neighbour and their difference taken as spread (collapsed strata, Cochran,
-        Sampling Techniques, 5A.12), which errs on the safe side. NaN where all is one draw.
-        """
-        levels, counts = np.unique(table.level, return_counts=True)
-        if len(values) == 1:
-            return np.full(values.shape[1], np.nan)
-        variance = np.zeros(values.shape[1])
-        if counts.min() > 1:
-            for weight, level, count in zip(self.weights, levels, counts, strict=True):
-                variance += weight**2 * values[table.level == level].var(axis=0, ddof=1) / count
-            return variance
-        terms = np.stack(
-            [w * values[table.level == level].mean(0) for w, level in zip(self.weights, levels, strict=True)]
-        )
-        for group in np.array_split(terms, len(terms) // 2):
-            variance += len(group) * group.var(axis=0, ddof=1)
-        return variance
+    def rescaled(self, scale: float, bias: NDArray[np.float64], log_loss: float, n: int) -> Calibration:
+        """This calibration, its logits times ``scale`` plus ``bias`` [Y]: how sure, and for whom. The shares of levels and
+        sources stay. ``log_loss``, ``n``: of the images that these were fitted on."""
+        weights = {name: scale * of for name, of in self.weights.items()}
+        return _changed(self, weights=weights, bias=scale * self.bias + bias, log_loss=log_loss, n=n)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            key: value.tolist() if isinstance(value, np.ndarray) else value
-            for key, value in asdict(self).items()
-        }
+        return {key: _plain(value) for key, value in asdict(self).items()}
 
     @staticmethod
-    def from_dict(stored: dict) -> Calibration:
+    def from_dict(stored: Mapping[str, Any]) -> Calibration:
         """The inverse of ``to_dict``; other keys are passed over."""
-        own = {each.name: stored[each.name] for each in fields(Calibration) if each.name in stored}
-        arrays = ("weights", "bias", "level_log_snr", "draw_means")
-        return Calibration(**own | {key: np.asarray(own[key], np.float64) for key in arrays if key in own})
+
+        def arrays(key: str) -> dict[str, NDArray[np.float64]]:
+            return {name: np.asarray(of, dtype=np.float64) for name, of in stored[key].items()}
+
+        return Calibration(
+            arrays("weights"), np.asarray(stored["bias"], dtype=np.float64), arrays("level_log_snr"), dict(stored["kinds"]),
+            stored["penalty"], stored["log_loss"], stored["n"], arrays("draw_means"),
+        )  # fmt: skip
+
+    def _require_same(self, table: EvidenceTable) -> None:
+        fitted = {name: (self.kinds[name], len(weights)) for name, weights in self.weights.items()}
+        there = {name: (block.kind, block.n_levels) for name, block in table.blocks.items()}
+        if fitted != there or table.n_classes != len(self.bias):
+            raise ConfigError(
+                f"the calibration was fitted on {_in_words(fitted)}, the table has {_in_words(there)}.",
+                "Score the validation split with the same sources and estimator, and fit again.",
+            )
 
 
-def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, seed: int = 0) -> Calibration:
+def fit_calibration(
+    table: EvidenceTable, log_prior: NDArray, *, folds: int = 5, seed: int = 0
+) -> Calibration:
     """Fit weights and bias on the labelled images of a table, choosing the penalty by cross-validation.
 
     Parameters
@@ -135,33 +142,56 @@ def fit_calibration(table: LogLikTable, log_prior: NDArray, *, folds: int = 5, s
 
     Raises DataError if a class has fewer than two images.
     """
-    table = table.rows((table.labels >= 0) & (table.status == "ok"))
-    labels, means = table.labels, table.level_means
-    n_classes = means.shape[2]
-    counts = np.bincount(labels, minlength=n_classes)
+    table = table.rows((table.labels >= 0) & (table.status == OK))
+    labels = table.labels
+    counts = np.bincount(labels, minlength=table.n_classes)
     if counts.min() < 2:
         raise DataError(
             f"calibration needs at least two validation images of every class, got {counts.tolist()}.",
             "Give more validation data.",
         )
-    asked = bool(table.wavelets.any())
-    if asked:
-        means = np.concatenate([means, table.wavelets[:, None]], axis=1)
+    means = np.concatenate([block.level_means for block in table.blocks.values()], axis=1)
     spread = _spread(means)
     z = (means - means.mean(axis=2, keepdims=True)) / spread[:, None]
-    n_levels = len(spread) - asked
+    sizes = [block.n_levels for block in table.blocks.values()]
     splitter = StratifiedKFold(min(folds, int(counts.min())), shuffle=True, random_state=seed)
     parts = list(splitter.split(z, labels))
-    penalties = PENALTIES if n_levels > 1 else (1.0,)
-    pulls = [_pull(penalty, n_levels, len(spread)) for penalty in penalties]
+    penalties = PENALTIES if max(sizes) > 1 else (1.0,)
+    pulls = [_pull(penalty, sizes) for penalty in penalties]
     losses = np.stack([_cross_fitted_losses(z, labels, log_prior, pull, parts) for pull in pulls])
     chosen = _heaviest_that_may_be_best(losses)
     weights, bias = _fit(z, labels, log_prior, pulls[chosen])
-    weights = weights / spread
+    by_source = np.split(weights / spread, np.cumsum(sizes)[:-1])
+    blocks = table.blocks.items()
     return Calibration(
-        weights[:n_levels], bias, _level_log_snr(table), table.kind, penalties[chosen], float(losses[chosen].mean()),
-        len(labels), table.draws.mean(axis=1), float(weights[n_levels]) if asked else 0.0,
-    )  # fmt: skip
+        dict(zip(table.blocks, by_source, strict=True)),
+        bias,
+        {name: block.level_log_snr for name, block in blocks},
+        {name: block.kind for name, block in blocks},
+        penalties[chosen],
+        float(losses[chosen].mean()),
+        len(labels),
+        {name: block.draws.mean(axis=1) for name, block in blocks if not block.exact},
+    )
+
+
+def _changed(calibration: Calibration, **fields: Any) -> Calibration:
+    return Calibration(**{**vars(calibration), **fields})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(of) for key, of in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _in_words(sources: Mapping[str, tuple[str, int]]) -> str:
+    return ", ".join(f"{n} levels of {name} (kind {kind})" for name, (kind, n) in sources.items())
+
+
+def _shares(block: Block) -> NDArray[np.float64]:
+    """Share of the draws in each level [L]."""
+    return np.bincount(np.unique(block.level, return_inverse=True)[1]) / len(block.level)
 
 
 def _heaviest_that_may_be_best(losses: NDArray) -> int:
@@ -181,10 +211,6 @@ def _spread(means: NDArray) -> NDArray:
     return np.maximum(centred.std(axis=0).mean(axis=1), 1e-12)
 
 
-def _level_log_snr(table: LogLikTable) -> NDArray:
-    return np.array([table.log_snr[table.level == level].mean() for level in np.unique(table.level)])
-
-
 def _cross_fitted_losses(
     z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray, parts: list
 ) -> NDArray[np.float64]:
@@ -198,13 +224,17 @@ def _cross_fitted_losses(
     return -log_prob[np.arange(len(labels)), labels]
 
 
-def _pull(penalty: float, n_levels: int, n_weights: int) -> NDArray[np.float64]:
-    """The quadratic form of the penalties on the weights [W, W]: the first are those of the levels, one more is that of the
-    wavelets. ``penalty``: on what parts the levels' weights from their mean."""
-    form = _SCALE_PENALTY * np.eye(n_weights)
-    form[:n_levels, :n_levels] += penalty * (np.eye(n_levels) - 1 / n_levels)
-    if n_weights > n_levels:
-        sides = np.where(np.arange(n_weights) < n_levels, -1.0, 1.0)
+def _pull(penalty: float, sizes: list[int]) -> NDArray[np.float64]:
+    """The quadratic form of the penalties on the weights [W, W], source after source; ``sizes``: levels of each.
+
+    ``penalty``: on what parts the weights of a source's levels from their mean.
+    """
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    form = _SCALE_PENALTY * np.eye(len(of))
+    for source, n in enumerate(sizes):
+        form[np.ix_(of == source, of == source)] += penalty * (np.eye(n) - 1 / n)
+    for first, second in combinations(range(len(sizes)), 2):
+        sides = (of == second) - 1.0 * (of == first)
         form += _PAIR_PENALTY * np.outer(sides, sides)
     return form
 

@@ -1,4 +1,4 @@
-"""Bayes' rule: from the log-likelihood table to the posterior, with its Monte-Carlo error."""
+"""Bayes' rule: from the evidence table to the posterior, with its Monte-Carlo error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
 from scorebayes.decision.calibration import Calibration
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import OK, EvidenceTable
 from scorebayes.errors import ConfigError, NumericalError
 
 
@@ -50,23 +50,23 @@ def uniform_log_prior(n_classes: int) -> NDArray[np.float64]:
     return np.full(n_classes, -np.log(n_classes))
 
 
-def bayes(table: LogLikTable, log_prior: NDArray, calibration: Calibration | None = None) -> Posterior:
+def bayes(table: EvidenceTable, log_prior: NDArray, calibration: Calibration | None = None) -> Posterior:
     """Posterior from log-likelihoods and prior.
 
     Parameters
     ----------
-    table: log-likelihoods or class scores. A failed image is refused (NumericalError): drop it before.
+    table: evidence of one or several sources. A failed image is refused (NumericalError): drop it before.
     log_prior: [Y], log p(y); must sum to one.
-    calibration: noise-level weights, temperature and bias, as fitted on validation. Needed for class scores; without it
-        log-likelihoods are taken at their word.
+    calibration: weights, temperature and bias, as fitted on validation images. Without it log-likelihoods are taken at
+        their word; other kinds of evidence need it.
     """
     log_prior = np.asarray(log_prior, dtype=np.float64)
-    n_classes = table.draws.shape[2]
+    n_classes = table.n_classes
     if log_prior.shape != (n_classes,) or abs(logsumexp(log_prior)) > 1e-6:
         raise ConfigError(
             f"the prior must be {n_classes} log-probabilities that sum to one, got {log_prior.tolist()}."
         )
-    failed = table.status != "ok"
+    failed = table.status != OK
     if failed.any():
         which = [table.keys[i] for i in np.flatnonzero(failed)[:3]]
         raise NumericalError(
@@ -99,13 +99,20 @@ def _log_odds(log_prob: NDArray) -> NDArray:
     return log_prob - np.stack(others, axis=1)
 
 
-def _log_odds_std_error(table: LogLikTable, calibration: Calibration, log_prob: NDArray) -> NDArray:
-    """Delta method: project every draw on the gradient of each log-odds, add the variances of the noise levels."""
-    n_classes, draws = log_prob.shape[1], calibration.own_draws(table)
+def _log_odds_std_error(table: EvidenceTable, calibration: Calibration, log_prob: NDArray) -> NDArray:
+    """Delta method: project every draw on the gradient of each log-odds, add the variances of the sources' levels."""
+    n_classes = log_prob.shape[1]
+    sampled = [(name, block) for name, block in table.blocks.items() if not block.exact]
+    draws = {name: calibration.own_draws(name, block) for name, block in sampled}
     std_error = np.empty_like(log_prob)
     for y in range(n_classes):
         # d log_odds_y / d logit_c is 1 for c = y, else minus the share of c among the other classes.
         others = np.where(np.arange(n_classes) == y, -np.inf, log_prob)
         gradient = (np.arange(n_classes) == y) - np.exp(others - logsumexp(others, axis=1, keepdims=True))
-        std_error[:, y] = np.sqrt(calibration.variance_of_mean(table, (draws * gradient).sum(axis=2)))
+        variance = np.zeros(len(log_prob))
+        for name, block in sampled:
+            variance += block.variance_of_mean(
+                calibration.weights[name], (draws[name] * gradient).sum(axis=2)
+            )
+        std_error[:, y] = np.sqrt(variance)
     return std_error

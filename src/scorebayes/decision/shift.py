@@ -1,11 +1,11 @@
 """Shift: do the images of a split look, class by class, like the training images?
 
-Every image may pass as typical (``scorebayes.decision.typicality``) where the whole set lies elsewhere: another machine, other years,
-patients chosen otherwise. Calibration and threshold then need not hold, and no single image tells. A classifier two-sample
-test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) asks the set: a linear discriminant of the plain statistics of
-``scorebayes.decision.appearance`` learns to tell half of its patients from half of those of training. Its AUC for the other halves is
-near 0.5 where there is no difference. It is asked within each class, so that another prevalence is no shift.
-"""
+Every image may pass as typical (``scorebayes.decision.typicality``) where the whole set lies elsewhere: another machine,
+other years, patients chosen otherwise. Calibration and threshold then need not hold, and no single image tells. A
+classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) asks the set: a linear discriminant of the plain
+statistics of ``scorebayes.decision.appearance`` learns to tell half of its patients from half of those of training. Its AUC
+for the other halves is near 0.5 where there is no difference. It is asked within each class, so that another prevalence is
+no shift."""
 
 from __future__ import annotations
 

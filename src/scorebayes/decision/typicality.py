@@ -3,7 +3,7 @@
 A high likelihood is no sign that an image belongs to the data: smooth images have higher ones than the training images
 themselves (Nalisnick et al. 2019, arXiv 1810.09136). What is asked here is therefore two-sided, noise level by noise
 level: is the error of the best class as large as it is on the validation images, neither larger nor smaller? The errors
-come from the log-likelihood table, so no further network evaluation is needed.
+come from the evidence table, so no further network evaluation is needed.
 
 Simple images have small errors at every level, detailed ones large errors. The error at the finest level, which is nearly
 the energy of the finest detail, serves as the measure of complexity; what it predicts of the other levels by regression is
@@ -15,13 +15,15 @@ second judgement on the pixels stands beside the first (see ``scorebayes.decisio
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.decision.appearance import Appearance, fit_appearance
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 
 SHARE_FLAGGED = 0.025
@@ -37,13 +39,12 @@ _SHRINK = 5.0  # images' worth of belief that complexity predicts nothing
 
 
 @dataclass(frozen=True)
-class Typicality:
-    """What is typical of the validation images, per noise level.
+class LevelTypicality:
+    """What is typical of a source's values, level by level.
 
     slope: [L], change of each feature per unit of complexity (0 for the complexity itself). centre, scale: [L], median and
     robust standard deviation of the features after that. finest: the level that measures complexity. threshold: distance
-    beyond which an image is atypical. kind: of the table. n: images it was fitted on. appearance: the judgement on the
-    pixels; None where it was not fitted.
+    beyond which an image is atypical. kind: of the values. n: images it was fitted on.
     """
 
     slope: NDArray[np.float64]
@@ -53,73 +54,95 @@ class Typicality:
     threshold: float
     kind: str
     n: int
-    appearance: Appearance | None = None
 
-    def distance(self, table: LogLikTable, images: NDArray | None = None) -> NDArray[np.float64]:
-        """How unlike the data set each image is [N]: the larger distance of the two judgements.
-
-        That of the appearance is in units of its own limit, so that ``threshold`` is the limit of both. images:
-        [N, C, S, S] in [0, 1], the same as in the table; needed where the appearance is judged (ConfigError).
-        """
-        distance = self.level_distance(table)
-        if self.appearance is None:
-            return distance
-        if images is None:
-            raise ConfigError("the appearance of the images is judged, too.", "Give their pixels.")
-        return np.maximum(
-            distance, self.appearance.distance(images) * (self.threshold / self.appearance.threshold)
-        )
-
-    def level_distance(self, table: LogLikTable) -> NDArray[np.float64]:
+    def distance(self, block: Block) -> NDArray[np.float64]:
         """Root mean square over the levels of the standardised features [N]: near 1 for typical images."""
-        found = features(table)
-        if table.kind != self.kind or found.shape[1] != len(self.centre):
+        found = features(block)
+        if block.kind != self.kind or found.shape[1] != len(self.centre):
             raise ConfigError(
                 f"typicality was fitted on {len(self.centre)} levels of kind {self.kind}, "
-                f"the table has {found.shape[1]} of kind {table.kind}.",
+                f"the table has {found.shape[1]} of kind {block.kind}.",
                 "Score the validation split with the same estimator and calibrate again.",
             )
         residual = found - found[:, [self.finest]] * self.slope
         return np.sqrt(np.square((residual - self.centre) / self.scale).mean(axis=1))
 
+    @staticmethod
+    def from_dict(stored: Mapping[str, Any]) -> LevelTypicality:
+        """From ``dataclasses.asdict``, also through JSON."""
+        arrays = {key: np.asarray(stored[key], dtype=np.float64) for key in ("slope", "centre", "scale")}
+        return LevelTypicality(**{**stored, **arrays})
+
+
+@dataclass(frozen=True)
+class Typicality:
+    """Every judgement that an image must pass: its levels by source, and its appearance (None where it was not fitted)."""
+
+    levels: Mapping[str, LevelTypicality]
+    appearance: Appearance | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The distance beyond which an image is atypical: all judgements are in units of the first one's limit."""
+        first = next(iter(self.levels.values()), None) or self.appearance
+        assert first is not None  # one of them was fitted
+        return first.threshold
+
+    def distance(self, table: EvidenceTable, images: NDArray | None = None) -> NDArray[np.float64]:
+        """How unlike the data set each image is [N]: the largest distance of all judgements, in units of ``threshold``.
+
+        images: [N, C, S, S] in [0, 1], the same as in the table; needed where the appearance is judged (ConfigError).
+        """
+        distances = [self.level_distance(table)]
+        if self.appearance is not None:
+            if images is None:
+                raise ConfigError("the appearance of the images is judged, too.", "Give their pixels.")
+            distances.append(self.appearance.distance(images) * (self.threshold / self.appearance.threshold))
+        return np.max(distances, axis=0)
+
+    def level_distance(self, table: EvidenceTable) -> NDArray[np.float64]:
+        """The same by the levels of the sources alone [N]; zero where no source has levels that were judged."""
+        each = [
+            judge.distance(table.blocks[name]) * (self.threshold / judge.threshold)
+            for name, judge in self.levels.items()
+        ]
+        return np.max(each, axis=0) if each else np.zeros(len(table))
+
     def is_typical(self, distance: NDArray) -> NDArray[np.bool_]:
         """Where a distance is within the threshold [N]."""
         return distance <= self.threshold
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return _plain(asdict(self))
 
     @staticmethod
-    def from_dict(stored: dict) -> Typicality:
+    def from_dict(stored: Mapping[str, Any]) -> Typicality:
         """The inverse of ``to_dict``."""
-        arrays = {key: np.asarray(stored[key], dtype=np.float64) for key in ("slope", "centre", "scale")}
         appearance = stored.get("appearance")
-        looks = None if appearance is None else Appearance.from_dict(appearance)
-        return Typicality(**{**stored, **arrays, "appearance": looks})
+        return Typicality(
+            {name: LevelTypicality.from_dict(of) for name, of in stored["levels"].items()},
+            None if appearance is None else Appearance.from_dict(appearance),
+        )
 
 
-def _plain(content: dict) -> dict:
-    return {
-        key: value.tolist()
-        if isinstance(value, np.ndarray)
-        else _plain(value)
-        if isinstance(value, dict)
-        else value
-        for key, value in content.items()
-    }
+def _plain(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    return content.tolist() if isinstance(content, np.ndarray) else content
 
 
-def features(table: LogLikTable) -> NDArray[np.float64]:
+def features(block: Block) -> NDArray[np.float64]:
     """What is judged, per level [N, L]: minus the value of the best class (for the class score, a log of its error)."""
-    return -table.level_means.max(axis=2)
+    return -block.level_means.max(axis=2)
 
 
 def fit_typicality(
-    table: LogLikTable, *, images: NDArray | None = None, share: float = SHARE_FLAGGED, seed: int = 0
+    table: EvidenceTable, *, images: NDArray | None = None, share: float = SHARE_FLAGGED, seed: int = 0
 ) -> Typicality:
     """Learn what is typical from validation images, whose labels are not used.
 
+    Every source is judged whose values say how well the image itself fits, which differences between classes do not.
     ``images`` [M, C, S, S] in [0, 1], of training and validation: the appearance is judged, too.
 
     The threshold is the conformal quantile (Vovk et al. 2005, section 2.2) of distances measured on images held out in
@@ -132,22 +155,29 @@ def fit_typicality(
             f"typicality needs at least four validation images with a likelihood, got {len(table)}.",
             "Give more validation data.",
         )
-    if images is not None:
-        appearance = fit_appearance(images, SHARE_BY_APPEARANCE, seed)
-        return replace(fit_typicality(table, share=share / 2, seed=seed), appearance=appearance)
-    held_out = np.empty(len(table))
-    order = np.random.default_rng(seed).permutation(len(table))
-    for part in np.array_split(order, min(FOLDS, len(table))):
-        held_out[part] = _fit(table.rows(np.setdiff1d(order, part)), np.inf).level_distance(table.rows(part))
-    rank = min(len(table), int(np.ceil((len(table) + 1) * (1 - share))))
-    return _fit(table, float(np.sort(held_out)[rank - 1]))
+    judged = {name: block for name, block in table.blocks.items() if block.kind != "log-ratio"}
+    if not judged and images is None:
+        raise DataError("no source of evidence says how typical an image is.", "Give the images, too.")
+    levels_share = share if images is None else share / 2
+    levels = {name: _fit_levels(block, levels_share / len(judged), seed) for name, block in judged.items()}
+    appearance = None if images is None else fit_appearance(images, SHARE_BY_APPEARANCE, seed)
+    return Typicality(levels, appearance)
 
 
-def _fit(table: LogLikTable, threshold: float) -> Typicality:
-    found = features(table)
+def _fit_levels(block: Block, share: float, seed: int) -> LevelTypicality:
+    n = len(block.nfe)
+    held_out = np.empty(n)
+    order = np.random.default_rng(seed).permutation(n)
+    for part in np.array_split(order, min(FOLDS, n)):
+        held_out[part] = _fit(block.rows(np.setdiff1d(order, part)), np.inf).distance(block.rows(part))
+    rank = min(n, int(np.ceil((n + 1) * (1 - share))))
+    return _fit(block, float(np.sort(held_out)[rank - 1]))
+
+
+def _fit(block: Block, threshold: float) -> LevelTypicality:
+    found = features(block)
     n = len(found)
-    levels = np.unique(table.level)
-    finest = int(np.argmax([table.log_snr[table.level == level].mean() for level in levels]))
+    finest = int(np.argmax(block.level_log_snr)) if np.isfinite(block.level_log_snr).all() else 0
     centred = found - np.median(found, axis=0)
     complexity = centred[:, finest]
     energy = float(complexity @ complexity)
@@ -158,4 +188,4 @@ def _fit(table: LogLikTable, threshold: float) -> Typicality:
     away = np.abs(residual - centre)
     # The median of the deviations resists outliers; half the standard deviation keeps it from vanishing.
     scale = np.maximum(1.4826 * np.median(away, axis=0), 0.5 * residual.std(axis=0))
-    return Typicality(slope, centre, np.maximum(scale, 1e-9), finest, threshold, table.kind, n)
+    return LevelTypicality(slope, centre, np.maximum(scale, 1e-9), finest, threshold, block.kind, n)

@@ -1,1 +1,1 @@
-"""One file per source of evidence."""
+"""One file per source of evidence; ``registry`` lists them."""

@@ -1,29 +1,21 @@
-"""Class-conditional Gaussian mixtures of wavelet coefficients: a score model without a network, beside the learned one of
-the pixels.
+"""Class-conditional Gaussian mixtures of features: a score model without a network.
 
-The features of an image (``scattering``) are noised as by a forward process; given the class they are a mixture of Gaussians
+The features of an image are noised as by a forward process; given the class they are a mixture of Gaussians
 with one covariance for all. Then the score is known and no network has to be trained. The covariance is learned without
 labels, from all training images, and the noise takes the place of what few images cannot tell of it. The components are the
 means of clusters of the class's images; clusterings from several starts are one mixture. How much noise, how narrow the
 components are and how sure of itself the result may be is found by cross-validation within the training images, patients
-apart, for each of several grids and numbers of clusters; their log-likelihoods are averaged, since they see the same image
-(docs/decisions/0017, 0018).
+apart, for each of several numbers of clusters (docs/decisions/0017, 0018).
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
@@ -33,11 +25,6 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from scorebayes.errors import ConfigError
-from scorebayes.evidence.scattering import FINEST, on_grid, scattering
-from scorebayes.storage.atomic import write_atomically
-
-GRIDS = (1, 2, FINEST)  # cells along a side
 NOISES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # shares of the noised features' variance
 CLUSTERS = (1, 4, 16)  # of a class
 LEAST_IMAGES = 4  # of a cluster, in the mean
@@ -52,7 +39,7 @@ MOST_IMAGES = 4000
 
 
 class Mixtures(NamedTuple):
-    """Of one grid and number of clusters. log p(features | y) is, but for what does not depend on the class,
+    """Of one number of clusters. log p(features | y) is, but for what does not depend on the class,
     ``temperature * logsumexp over the components m of y of (slopes[m] @ (features - centre) + offsets[m])``.
 
     centre: [F] float64. slopes: [M, F] float32. offsets: [M] float64. classes: [M] int64, sorted. temperature: [] float64.
@@ -70,80 +57,6 @@ class Mixtures(NamedTuple):
         found = (away @ self.slopes.T).double() + self.offsets
         per_class = found.split(torch.bincount(self.classes).tolist(), dim=1)
         return self.temperature * torch.stack([of.logsumexp(dim=1) for of in per_class], dim=1)
-
-
-@dataclass(frozen=True)
-class WaveletMixtures:
-    """mixtures: by the cells along a side of their grid, and the clusters of a class. mirrored: an image and its mirror
-    image are one. seconds: spent on learning."""
-
-    mixtures: Mapping[tuple[int, int], Mixtures]
-    mirrored: bool
-    seconds: float = 0.0
-
-    def __call__(self, coefficients: Tensor) -> Tensor:
-        """``scattering`` [N, C, P, 4, 4] -> log-likelihoods [N, Y] in nats, float64, less what is alike for all classes."""
-        features = {cells: on_grid(coefficients, cells, self.mirrored) for cells in GRIDS}
-        found = torch.stack([of(features[cells]) for (cells, _), of in self.mixtures.items()]).mean(dim=0)
-        return found - found.mean(dim=1, keepdim=True)
-
-    def of_images(self, x: Tensor) -> Tensor:
-        """The same of standardised images [N, C, S, S]; the gradient passes through."""
-        return self(scattering(x))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the numbers that count."""
-        return hashlib.sha256(safetensors.torch.save(self._arrays())).hexdigest()
-
-    def save(self, path: Path) -> None:
-        """As safetensors."""
-        seconds = torch.tensor(self.seconds, dtype=torch.float64)
-        write_atomically(path, safetensors.torch.save({**self._arrays(), "seconds": seconds}))
-
-    def _arrays(self) -> dict[str, Tensor]:
-        arrays = {
-            f"{cells}.{clusters}.{name}": array
-            for (cells, clusters), of in self.mixtures.items()
-            for name, array in of._asdict().items()
-        }
-        return {**arrays, "mirrored": torch.tensor(self.mirrored)}
-
-    @staticmethod
-    def load(path: Path) -> WaveletMixtures:
-        """The inverse of ``save``. ConfigError where the file is damaged."""
-        try:
-            arrays = safetensors.torch.load_file(path)
-            mixtures = {
-                key: Mixtures(*(arrays[f"{key[0]}.{key[1]}.{name}"] for name in Mixtures._fields))
-                for key in product(GRIDS, CLUSTERS)
-            }
-        except (safetensors.SafetensorError, KeyError) as error:
-            raise ConfigError(
-                f"{path}: damaged, or of another version ({error}).",
-                "Delete it and finish the run again with 'scorebayes train --resume'.",
-            ) from error
-        return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
-
-
-def fit_wavelets(
-    coefficients: Tensor,
-    labels: NDArray[np.int64],
-    patients: Sequence[str],
-    *,
-    mirrored: bool,
-    seed: int,
-) -> WaveletMixtures:
-    """Learn from training images: coefficients [N, C, P, 4, 4] of ``scattering``, labels [N], -1 where unknown; every class
-    is there. patients: ids [N], whom cross-validation keeps apart. Unlabelled images enter the covariance."""
-    known = labels >= 0
-    parts = _parts(labels[known], np.asarray(patients)[known], seed)
-    mixtures: dict[tuple[int, int], Mixtures] = {}
-    for cells in GRIDS:
-        features = on_grid(coefficients, cells, mirrored).numpy()
-        found = _fit(features, labels, parts, seed)
-        mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
-    return WaveletMixtures(mixtures, mirrored)
 
 
 def some_of_all_classes(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
@@ -165,10 +78,10 @@ class _Basis(NamedTuple):
     level: float
 
 
-_Parts = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+Parts = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-def _parts(y: NDArray, patients: NDArray, seed: int) -> _Parts:
+def parts_by_patient(y: NDArray, patients: NDArray, seed: int) -> Parts:
     """Of labelled images, the rows to learn from and those held out, all images of a patient on one side; none where a class
     has one patient."""
     folds = min(FOLDS, *(len(np.unique(patients[y == label])) for label in range(y.max() + 1)))
@@ -185,8 +98,11 @@ class _Choice(NamedTuple):
     temperature: float
 
 
-def _fit(features: NDArray, labels: NDArray[np.int64], parts: _Parts, seed: int) -> list[Mixtures]:
-    """The mixtures of one grid for each number of clusters, at the choice of the lowest held-out log-loss."""
+def fit_mixtures(features: NDArray, labels: NDArray[np.int64], parts: Parts, seed: int) -> list[Mixtures]:
+    """The mixtures of features [N, F] for each number of clusters, at the choice of the lowest held-out log-loss.
+
+    labels [N], -1 where unknown: these images enter the covariance. parts: of ``parts_by_patient``, of the labelled ones.
+    """
     basis = _basis(features)
     known = labels >= 0
     z, y = (features[known] - basis.mean) @ basis.axes, labels[known]
@@ -268,7 +184,7 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: _Parts, clusters: int, seed: int) -> _Choice:
+def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: Parts, clusters: int, seed: int) -> _Choice:
     """The lowest log-loss on held-out training images, all classes counted alike."""
     counts = np.bincount(y)
     if not parts:  # nothing can be held out

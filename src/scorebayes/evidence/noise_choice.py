@@ -7,16 +7,8 @@ as they come, are no more precise (docs/decisions/0016).
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
-
-from scorebayes.data.load import ImageSet
-from scorebayes.diffusion.likelihood import Denoising
-from scorebayes.runs.run import Run, log_lik_table, reconfigured
-from scorebayes.training.loop import validation_images
 
 ROUNDS = 5  # of exchanging one draw at a time; two to three change anything
 
@@ -52,23 +44,3 @@ def choose_draws(values: NDArray[np.float64], levels: int, repeats: int) -> tupl
         if (chosen == before).all():
             break
     return tuple(int(number) for number in (chosen * levels + np.arange(levels)).ravel())
-
-
-def choose_noise(run: Run, val: ImageSet) -> Run:
-    """The run with its common noise chosen on validation images, as ``config.toml`` then says: ``[likelihood] first``.
-
-    It stays as it is where the choice was made before, or there is none: an estimator without common noise, or one that
-    takes all candidates.
-    """
-    if run.likelihood.kind != Denoising.kind:
-        return run
-    own = cast(Denoising, run.likelihood)
-    if not own.common_noise or own.first or own.candidates <= own.repeats:
-        return run
-    images = validation_images(run, val)
-    every = replace(own, repeats=own.candidates)
-    table = log_lik_table(
-        every, run.score, run.standardise(images.images), images.keys, run.config.seed
-    ).usable()
-    chosen = choose_draws(table.draws, own.levels, own.repeats)
-    return reconfigured(run, run.config.changed("likelihood", first=list(chosen)))

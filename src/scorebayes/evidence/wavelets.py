@@ -1,59 +1,193 @@
-"""What a run learns of its images' wavelets, after the training of the network: in seconds to minutes."""
+"""The wavelet coefficients: Gaussian mixtures (``mixtures``) of the scattering coefficients of the image.
+
+Several grids and numbers of clusters are learned, in seconds to minutes and without a network; their log-likelihoods are
+averaged, since they see the same image (docs/decisions/0017, 0018).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from scorebayes.data.load import ImageSet
-from scorebayes.errors import DataError
-from scorebayes.evidence.mixtures import MOST_IMAGES, fit_wavelets, some_of_all_classes
-from scorebayes.evidence.scattering import scattering
+from scorebayes.decision.table import Block
+from scorebayes.diffusion.likelihood import Likelihood
+from scorebayes.errors import ConfigError
+from scorebayes.evidence.base import Evidence, Home, PixelMaps, TrainingImages
+from scorebayes.evidence.gradients import integrated_gradients
+from scorebayes.evidence.mixtures import (
+    CLUSTERS,
+    MOST_IMAGES,
+    Mixtures,
+    fit_mixtures,
+    parts_by_patient,
+    some_of_all_classes,
+)
+from scorebayes.evidence.scattering import FINEST, on_grid, scattering
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.run import WAVELETS, Run, open_run
+from scorebayes.storage.atomic import write_atomically
 
+GRIDS = (1, 2, FINEST)  # cells along a side
 IMAGES_AT_A_TIME = 16  # between two steps of the progress bar
 
 
-def learn_wavelets(run: Run) -> Run:
-    """The run with the mixtures of its training images' wavelets in its directory; what was learned before stays.
+class Wavelets(Evidence):
+    """Mixtures of the wavelets of the run's training images. Exact: no draw, no network evaluation."""
 
-    Images without a label take part where there are some: in the run's own training split, and in that of the label-free
-    run it started from, as long as its images can be read.
-    """
-    if not run.config.wavelets.use or (run.path / WAVELETS).exists():
-        return run
-    if min(run.facts.train_counts) == 0:
-        return run  # a class without images has no mixture
-    start = time.perf_counter()
-    images = _training_images(run)
-    images = images.subset(some_of_all_classes(images.labels, MOST_IMAGES, run.config.seed))
-    parts = []
-    with progress_bar("wavelets", len(images)) as advance:
-        for first in range(0, len(images), IMAGES_AT_A_TIME):
-            parts.append(scattering(run.standardise(images.images[first : first + IMAGES_AT_A_TIME])))
-            advance(min(first + IMAGES_AT_A_TIME, len(images)), "")
-    found = fit_wavelets(
-        torch.cat(parts), images.labels, images.patients, mirrored=run.config.train.flip, seed=run.config.seed
-    )
-    replace(found, seconds=time.perf_counter() - start).save(run.path / WAVELETS)
-    return open_run(run.path, str(run.device))
+    name = "wavelets"
+    title = "the wavelet coefficients"
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.path = home.path / "wavelets.safetensors"
+
+    def fit(self, images: TrainingImages) -> Mapping[str, Mapping[str, Any]]:
+        """Images without a label take part where there are some."""
+        home, train = self.home, images.train
+        counts = np.bincount(train.labels[train.labels >= 0], minlength=len(home.classes))
+        if self.learned or counts.min() == 0:  # a class without images has no mixture
+            return {}
+        start, more = time.perf_counter(), images.more()
+        if more is not None:
+            train = ImageSet(
+                np.concatenate([train.images, more.images]), train.bits, train.records + more.records
+            )
+        train = train.subset(some_of_all_classes(train.labels, MOST_IMAGES, home.seed))
+        found = []
+        with progress_bar("wavelets", len(train)) as advance:
+            for first in range(0, len(train), IMAGES_AT_A_TIME):
+                x = home.standardise(train.images[first : first + IMAGES_AT_A_TIME])
+                found.append(scattering(x))
+                advance(min(first + IMAGES_AT_A_TIME, len(train)), "")
+        mixtures = fit_wavelets(
+            torch.cat(found), train.labels, train.patients, mirrored=home.train_settings.flip, seed=home.seed
+        )
+        replace(mixtures, seconds=time.perf_counter() - start).save(self.path)
+        return {}
+
+    @property
+    def learned(self) -> bool:
+        return self.path.exists()
+
+    @property
+    def seconds(self) -> float:
+        return self.mixtures.seconds
+
+    @cached_property
+    def mixtures(self) -> WaveletMixtures:
+        """What was learned. ConfigError where the file is damaged."""
+        return WaveletMixtures.load(self.path)
+
+    def fingerprint(self, likelihood: Likelihood | None = None) -> str:
+        content = [self.mixtures.fingerprint, *map(repr, self.home.scaling)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def log_lik(self, x: Tensor, keys: Sequence[str], likelihood: Likelihood | None = None) -> Block:
+        with torch.no_grad():
+            return Block.exactly(self.mixtures.of_images(x).numpy())
+
+    def weighted(
+        self, x: Tensor, keys: Sequence[str], weights: NDArray[np.float64], draws: int = 1
+    ) -> Tensor:
+        return float(weights[0]) * self.mixtures.of_images(x)
+
+    def maps(
+        self, x: Tensor, key: str, weights: NDArray[np.float64], against: NDArray[np.float64]
+    ) -> PixelMaps:
+        """What the coefficients say is no sum over pixels: it is shared out among them by integrated gradients, and what an
+        even grey image would get is the offset."""
+        slopes = torch.from_numpy(weights[0] * against)
+        shared = integrated_gradients(lambda image: self.mixtures.of_images(image)[0] @ slopes, x)
+        with torch.no_grad():
+            whole = float(self.mixtures.of_images(x)[0] @ slopes)
+        return PixelMaps(
+            shared[None], np.zeros(x.shape[2:]), np.zeros(1), np.full(1, np.nan), whole - float(shared.sum())
+        )
 
 
-def _training_images(run: Run) -> ImageSet:
-    """The run's own and, without their labels, those of the label-free run it started from."""
-    own = load_split(run, "train")
-    start = run.start
-    if start is None or not start.config.train.label_free:
-        return own
-    try:
-        others = load_split(start, "train")
-    except DataError:  # weights that came without their images
-        return own
-    new = others.subset(np.flatnonzero(~np.isin(others.keys, own.keys)))
-    unlabelled = tuple(replace(record, label=None) for record in new.records)
-    return ImageSet(np.concatenate([own.images, new.images]), own.bits, own.records + unlabelled)
+@dataclass(frozen=True)
+class WaveletMixtures:
+    """mixtures: by the cells along a side of their grid, and the clusters of a class. mirrored: an image and its mirror
+    image are one. seconds: spent on learning."""
+
+    mixtures: Mapping[tuple[int, int], Mixtures]
+    mirrored: bool
+    seconds: float = 0.0
+
+    def __call__(self, coefficients: Tensor) -> Tensor:
+        """``scattering`` [N, C, P, 4, 4] -> log-likelihoods [N, Y] in nats, float64, less what is alike for all classes."""
+        features = {cells: on_grid(coefficients, cells, self.mirrored) for cells in GRIDS}
+        found = torch.stack([of(features[cells]) for (cells, _), of in self.mixtures.items()]).mean(dim=0)
+        return found - found.mean(dim=1, keepdim=True)
+
+    def of_images(self, x: Tensor) -> Tensor:
+        """The same of standardised images [N, C, S, S]; the gradient passes through."""
+        return self(scattering(x))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the numbers that count."""
+        return hashlib.sha256(safetensors.torch.save(self._arrays())).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """As safetensors."""
+        seconds = torch.tensor(self.seconds, dtype=torch.float64)
+        write_atomically(path, safetensors.torch.save({**self._arrays(), "seconds": seconds}))
+
+    def _arrays(self) -> dict[str, Tensor]:
+        arrays = {
+            f"{cells}.{clusters}.{name}": array
+            for (cells, clusters), of in self.mixtures.items()
+            for name, array in of._asdict().items()
+        }
+        return {**arrays, "mirrored": torch.tensor(self.mirrored)}
+
+    @staticmethod
+    def load(path: Path) -> WaveletMixtures:
+        """The inverse of ``save``. ConfigError where the file is damaged."""
+        try:
+            arrays = safetensors.torch.load_file(path)
+            mixtures = {
+                key: Mixtures(*(arrays[f"{key[0]}.{key[1]}.{name}"] for name in Mixtures._fields))
+                for key in product(GRIDS, CLUSTERS)
+            }
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise ConfigError(
+                f"{path}: damaged, or of another version ({error}).",
+                "Delete it and finish the run again with 'scorebayes train --resume'.",
+            ) from error
+        return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
+
+
+def fit_wavelets(
+    coefficients: Tensor,
+    labels: NDArray[np.int64],
+    patients: Sequence[str],
+    *,
+    mirrored: bool,
+    seed: int,
+) -> WaveletMixtures:
+    """Learn from training images: coefficients [N, C, P, 4, 4] of ``scattering``, labels [N], -1 where unknown; every class
+    is there. patients: ids [N], whom cross-validation keeps apart. Unlabelled images enter the covariance."""
+    known = labels >= 0
+    parts = parts_by_patient(labels[known], np.asarray(patients)[known], seed)
+    mixtures: dict[tuple[int, int], Mixtures] = {}
+    for cells in GRIDS:
+        features = on_grid(coefficients, cells, mirrored).numpy()
+        found = fit_mixtures(features, labels, parts, seed)
+        mixtures |= {(cells, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
+    return WaveletMixtures(mixtures, mirrored)

@@ -85,7 +85,7 @@ def counterfactual(
     change = (there_and_back - x.cpu().double()).numpy() * run.facts.std
     other = there_and_back[1:].float()
     posterior = bayes(
-        run.log_lik(other, [key]), run.log_prior if log_prior is None else log_prior, run.calibration
+        run.evidence(other, [key]), run.log_prior if log_prior is None else log_prior, run.calibration
     )
     return Counterfactual(
         source=source,

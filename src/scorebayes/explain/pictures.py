@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorebayes.errors import ConfigError, DataError
+from scorebayes.evidence.base import Map
 from scorebayes.explain.counterfactual import GUIDANCE, START, STEPS, Counterfactual, counterfactual
-from scorebayes.explain.maps import SMOOTHING, Evidence, Map, explain, smooth
+from scorebayes.explain.maps import SMOOTHING, Explanation, explain, smooth
 from scorebayes.plots.charts import NEGATIVE, PAPER, POSITIVE
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import Run
-from scorebayes.stages.predict import read_file
 from scorebayes.storage.atomic import write_atomically
 
 CASES = "evidence.npz"
@@ -52,7 +51,7 @@ def explain_file(
     default where the score was trained for it. Raises DataError where the file cannot be used; an image unlike the
     training data is explained with a warning (key "warnings").
     """
-    x, key, warning = read_file(run, path)
+    x, key, warning = run.read(path)
     evidence = explain(run, x, key, target, log_prior)
     other = None
     if with_counterfactual:
@@ -72,12 +71,11 @@ def explain_file(
     _draw_evidence(run, x, evidence, out / "evidence.png")
     arrays: dict[str, NDArray] = {
         "image": run.restore(x)[0],
-        "levels": evidence.levels,
-        "wavelets": evidence.wavelets,
         "total": evidence.total,
         "log_odds_map": evidence.log_odds_map,
         "std_error": evidence.std_error,
-        "log_snr": evidence.log_snr,
+        **{name: part.levels for name, part in evidence.parts.items()},
+        **{f"{name}_log_snr": part.log_snr for name, part in evidence.parts.items()},
     }
     if other is not None:
         arrays |= {"counterfactual": other.image, "difference": other.difference}
@@ -91,8 +89,8 @@ def explain_cases(run: Run, split: str) -> Path:
     """Write ``evidence.npz`` of a run: maps of the cases whose pictures ``evaluate`` kept, for the report.
 
     Keyed by the image ids, as the table of the split. Arrays: image_id [N], overlay [N, S, S, 3] uint8, total and std_error
-    [N, S, S], log_odds, log_odds_std_error and offset [N], log_snr [L], level_sums [N, L]. Raises DataError where there are
-    no such pictures, or they are of another split.
+    [N, S, S], log_odds, log_odds_std_error and offset [N], and for each source its name with _sums [N, L], by level, and
+    _log_snr [N, L]. Raises DataError where there are no such pictures, or they are of another split.
     """
     pictures = run.path / "thumbnails.npz"
     if not pictures.exists():
@@ -102,7 +100,7 @@ def explain_cases(run: Run, split: str) -> Path:
         )
     with np.load(pictures, allow_pickle=False) as stored:
         wanted = [str(name) for name in stored["image_id"]]
-    images = load_split(run, split)
+    images = run.images(split)
     row_of = {key: row for row, key in enumerate(images.keys)}
     if not set(wanted) <= set(row_of):
         raise DataError(
@@ -128,8 +126,14 @@ def explain_cases(run: Run, split: str) -> Path:
         log_odds=np.array([one.log_odds for one in found]),
         log_odds_std_error=np.array([one.log_odds_std_error for one in found]),
         offset=np.array([one.offset for one in found]),
-        log_snr=np.stack([one.log_snr for one in found]),
-        level_sums=np.stack([one.levels.sum(axis=(1, 2)) for one in found]),
+        **{
+            f"{name}_{what}": np.stack([value(one.parts[name]) for one in found])
+            for name in run.sources
+            for what, value in {
+                "sums": lambda part: part.levels.sum(axis=(1, 2)),
+                "log_snr": lambda part: part.log_snr,
+            }.items()
+        },
     )
     return path
 
@@ -161,14 +165,14 @@ def _picture(run: Run, x: Tensor) -> NDArray:
     return np.broadcast_to(run.restore(x)[0].transpose(1, 2, 0), (*x.shape[2:], 3))
 
 
-def _runner_up(evidence: Evidence, source: int) -> int:
+def _runner_up(evidence: Explanation, source: int) -> int:
     """The most probable class but ``source``."""
     log_prob = evidence.posterior.log_prob[0].copy()
     log_prob[source] = -np.inf
     return int(log_prob.argmax())
 
 
-def _atypical(run: Run, x: Tensor, evidence: Evidence) -> str:
+def _atypical(run: Run, x: Tensor, evidence: Explanation) -> str:
     judge = run.decision.typicality
     if judge is None:
         return ""
@@ -181,7 +185,7 @@ def _atypical(run: Run, x: Tensor, evidence: Evidence) -> str:
     )
 
 
-def _figures_of(run: Run, evidence: Evidence, other: Counterfactual | None) -> dict[str, Any]:
+def _figures_of(run: Run, evidence: Explanation, other: Counterfactual | None) -> dict[str, Any]:
     total, classes = evidence.total, run.facts.classes
     positive, negative = float(total[total > 0].sum()), float(-total[total < 0].sum())
     size = positive + negative
@@ -195,13 +199,23 @@ def _figures_of(run: Run, evidence: Evidence, other: Counterfactual | None) -> d
         "evidence": float(total.sum()),
         "share_positive": positive / size if size else None,
         "share_negative": negative / size if size else None,
-        "levels": [
-            {"log_snr": float(level), "sum": float(part.sum()), "std_error": float(error)}
-            for level, part, error in zip(
-                evidence.log_snr, evidence.levels, evidence.level_std_error, strict=True
-            )
-        ],
-        "wavelets": float(evidence.wavelets.sum()),
+        "sources": {
+            name: {
+                "sum": float(part.total.sum()),
+                "offset": part.offset,
+                "levels": [
+                    {
+                        "log_snr": None if np.isnan(level) else float(level),
+                        "sum": float(each.sum()),
+                        "std_error": float(error),
+                    }
+                    for level, each, error in zip(
+                        part.log_snr, part.levels, part.level_std_error, strict=True
+                    )
+                ],
+            }
+            for name, part in evidence.parts.items()
+        },
         "settings": {
             "estimator": run.config.sections["likelihood"],
             "seed": run.config.seed,
@@ -224,19 +238,15 @@ def _figures_of(run: Run, evidence: Evidence, other: Counterfactual | None) -> d
     return content
 
 
-def _draw_evidence(run: Run, x: Tensor, evidence: Evidence, path: Path) -> None:
-    """The image, its evidence, and below the evidence level by level, coarse to fine, and that of the wavelets."""
+def _draw_evidence(run: Run, x: Tensor, evidence: Explanation, path: Path) -> None:
+    """The image, its evidence, and below the evidence source by source and level by level, coarse to fine."""
     picture, name = _picture(run, x), run.facts.classes[evidence.target]
-    titles = [
-        f"log-SNR {level:.1f}: {part.sum():+.2f} ± {error:.2f}"
-        for level, part, error in zip(
-            evidence.log_snr, evidence.levels, evidence.level_std_error, strict=True
-        )
-    ]
-    parts = list(smooth(evidence.levels))
-    if evidence.wavelets.any():
-        titles.append(f"wavelets: {evidence.wavelets.sum():+.2f}")
-        parts.append(smooth(evidence.wavelets))
+    titles, parts = [], []
+    for source, maps in evidence.parts.items():
+        for level, each, error in zip(maps.log_snr, maps.levels, maps.level_std_error, strict=True):
+            where = source if np.isnan(level) else f"log-SNR {level:.1f}"
+            titles.append(f"{where}: {each.sum():+.2f}" + (f" ± {error:.2f}" if error else ""))
+            parts.append(smooth(each))
     rows = -(-len(parts) // _COLUMNS)
     figure: Any = Figure(figsize=(9, 3.6 + 2.2 * rows), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=[3.6, 2.2 * rows])

@@ -314,8 +314,9 @@ def log_odds(
 
 
 @drawn("class-values", "Histogram of the difference between the true and the best other class")
-def class_values(plot: Plot, own: NDArray, other: NDArray, label: str) -> None:
+def class_values(plot: Plot, own: NDArray, other: NDArray, label: str, name: str) -> None:
     """Histogram of what the estimator gives for the true class minus the best other class, [N] each."""
+    plot.name = name
     axes = plot.axes
     difference = own - other
     low, high = np.quantile(difference, [0.005, 0.995])
@@ -389,8 +390,9 @@ def learning(plot: Plot, models: Mapping[str, Mapping[str, Sequence[float]]], na
 
 
 @drawn("level-auc", "AUC of each noise level alone")
-def level_auc(plot: Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: NDArray) -> None:
+def level_auc(plot: Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: NDArray, name: str) -> None:
     """AUC of each noise level alone, [L] each."""
+    plot.name = name
     axes = plot.axes
     axes.fill_between(log_snr, low, high, color=MODEL, alpha=0.15, linewidth=0, label="95 % interval")
     axes.plot(log_snr, auc, color=MODEL)
@@ -404,8 +406,9 @@ def level_auc(plot: Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: ND
 
 
 @drawn("level-weights", "Fitted weight of each noise level")
-def level_weights(plot: Plot, log_snr: NDArray, weights: NDArray) -> None:
+def level_weights(plot: Plot, log_snr: NDArray, weights: NDArray, name: str) -> None:
     """Fitted weight of each noise level, [L] each, as a share of their sum."""
+    plot.name = name
     axes = plot.axes
     share = weights / max(float(weights.sum()), 1e-300)
     width = 0.7 * float(np.min(np.diff(np.sort(log_snr)))) if len(log_snr) > 1 else 1.0

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.plots.charts import short
 from scorebayes.storage.digest import sha256_of
@@ -104,8 +105,14 @@ class Run:
 
     @cached_property
     def maker(self) -> dict[str, Any]:
-        """Which weights and estimator made the log-likelihood table."""
-        return self._json(f"loglik-{self.split}.parquet/_maker.json")
+        """What made the evidence table: a fingerprint for each source."""
+        return self._json(f"{self._table.name}/_maker.json")
+
+    @property
+    def _table(self) -> Path:
+        """The folder of the evidence table; of run format 3 or before it has another name."""
+        before = self.folder / f"loglik-{self.split}.parquet"
+        return before if before.exists() else self.folder / f"evidence-{self.split}.parquet"
 
     @property
     def at_threshold(self) -> dict[str, Any]:
@@ -133,10 +140,20 @@ class Run:
         return _parquet([path]) if path.is_file() else None
 
     @cached_property
-    def loglik(self) -> pd.DataFrame | None:
-        path = self.folder / f"loglik-{self.split}.parquet"
-        parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * path.is_file()
-        return _parquet(parts) if parts else None
+    def evidence(self) -> EvidenceTable | None:
+        """The labelled images of the evidence table that have values from all sources."""
+        if not self._table.exists():
+            return None
+        table = EvidenceTable.read(self._table).usable()
+        return table.rows(table.labels >= 0)
+
+    @cached_property
+    def weights(self) -> dict[str, NDArray[np.float64]]:
+        """Fitted weights of the levels by source; empty where nothing was fitted."""
+        stored = self.calibration.get("weights", {})
+        if not isinstance(stored, dict):  # of run format 3 or before
+            stored = {"pixels": stored, "wavelets": [self.calibration.get("wavelet_weight", 0.0)]}
+        return {name: np.asarray(of, dtype=np.float64) for name, of in stored.items()}
 
     @cached_property
     def quarantine(self) -> pd.DataFrame | None:

@@ -24,10 +24,9 @@ from scorebayes.diffusion.likelihood import LIKELIHOODS
 from scorebayes.diffusion.nets import BACKBONES
 from scorebayes.diffusion.noise import NOISES
 from scorebayes.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(gt=0)]
-Size = Annotated[float, Field(gt=0)]
+from scorebayes.evidence.base import Evidence, Home
+from scorebayes.evidence.registry import EVIDENCE
+from scorebayes.training.settings import Count, Fraction, Size, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -53,68 +52,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How the score is learned.
-
-    steps: optimiser steps; by default a run gets more where there are more than 1,000 images (``inputs.suggest``).
-    minutes: an optional cap; the learning rate then falls with whichever budget ends first.
-    batch: images in a step. lr: peak learning rate, after ``warmup`` steps, falling to zero as a cosine.
-    ema: decay of the averaged weights, which are the ones used. null_label: share of labels dropped; 1 trains without
-    any, on unlabelled images as well: no classifier, but a start for others (``init``).
-    log_snr_mean, log_snr_std: of the normal density from which noise levels are drawn, stratified over the batch.
-    uniform: share of the noise levels drawn evenly over the whole range of the forward process instead, so that what
-    integrates over that range (log-likelihoods in nats, sampling) meets no level that the network never saw.
-    flip: mirror left and right at random. augment: probability of the geometric augmentation, told to the network so
-    that it does not leak; rotate [degrees], zoom [standard deviation of log], shift [share of the side]: its ranges.
-    cross_entropy: weight of a discriminative term, the cross-entropy of the classes' errors on the same noise; 0 keeps the
-    model purely generative, above 0 it is a hybrid, which trains without null labels.
-    init: a run directory whose weights are the start: of the same network; the labels' embedding is taken over where the
-    same classes were learned there, and images are standardised as there.
-    balance: draw classes equally often. clip: largest norm of the gradient. micro_batch: images at a time in one step
-    (0 = all), for small memories. precision: of the network's arithmetic; "auto" takes bf16 where the processor has it.
-    validate_every: steps between validations (0 = 10 times in all); val_images: how many images it looks at.
-    """
-
-    steps: Count = 1000
-    minutes: Size | None = None
-    batch: Count = 64
-    lr: Size = 3e-3
-    warmup: Annotated[int, Field(ge=0)] = 100
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    ema: Fraction = 0.999
-    null_label: Annotated[float, Field(ge=0, le=1)] = 0.1
-    log_snr_mean: float = -1.0
-    log_snr_std: Size = 2.4
-    uniform: Fraction = 0.1
-    flip: bool = True
-    augment: Annotated[float, Field(ge=0, le=1)] = 0.8
-    rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
-    zoom: Fraction = 0.1
-    shift: Fraction = 0.1
-    cross_entropy: Annotated[float, Field(ge=0)] = 0.0
-    init: str = ""
-    balance: bool = True
-    clip: Size = 1.0
-    micro_batch: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    validate_every: Annotated[int, Field(ge=0)] = 0
-    val_images: Count = 256
-
-    def __post_init__(self) -> None:
-        if self.label_free and self.cross_entropy:
-            raise ConfigError(
-                f"[train] cross_entropy = {self.cross_entropy:g} with null_label = 1: without labels there are no classes "
-                "to compare.",
-                "Leave one of them out.",
-            )
-
-    @property
-    def label_free(self) -> bool:
-        """Whether no label is ever looked at: a start for other runs, and no classifier."""
-        return self.null_label == 1
-
-
-@dataclass(frozen=True)
 class PriorConfig:
     """p(y) at prediction: the class shares of the training split, a uniform prior, or numbers that sum to one."""
 
@@ -123,13 +60,25 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
-class WaveletConfig:
-    """Evidence of the wavelet coefficients beside that of the pixels (``scorebayes.evidence.mixtures``).
+class EvidenceConfig:
+    """Which sources of evidence a run asks, in their order; each has its options in a section [evidence.NAME].
 
-    use: whether the class score has it. Likelihoods in nats never have.
+    sources: names in ``scorebayes.evidence.registry``. Estimators in nats ask those alone that can give nats.
     """
 
-    use: bool = True
+    sources: tuple[str, ...] = ("pixels", "wavelets")
+
+    def __post_init__(self) -> None:
+        for name in self.sources:
+            if name not in EVIDENCE:
+                raise ConfigError(
+                    f"[evidence] sources: {name!r} is unknown{_nearest(name, EVIDENCE)}.",
+                    f"Known: {', '.join(EVIDENCE)}.",
+                )
+        if not self.sources or len(set(self.sources)) < len(self.sources):
+            raise ConfigError(
+                f"[evidence] sources = {list(self.sources)}: expected one or more, each of them once."
+            )
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -170,7 +119,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-_SECTIONS = ("data", "prepare", "noise", "net", "train", "wavelets", "likelihood", "prior")
+_SECTIONS = ("data", "prepare", "noise", "net", "train", "evidence", "likelihood", "prior")
 _REGISTRIES: dict[str, Mapping[str, Callable]] = {
     "noise": NOISES,
     "net": BACKBONES,
@@ -181,10 +130,9 @@ _PLAIN: dict[str, Callable] = {
     "data": DataConfig,
     "prepare": Prepare,
     "train": TrainConfig,
-    "wavelets": WaveletConfig,
     "prior": PriorConfig,
 }
-_FILLED_BY_DATA = {"image_channels", "n_classes", "n_augment"}
+_FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
 
 
 @dataclass(frozen=True)
@@ -207,8 +155,14 @@ class Config:
         return TrainConfig(**_checked("train", self.sections["train"]))
 
     @property
-    def wavelets(self) -> WaveletConfig:
-        return WaveletConfig(**_checked("wavelets", self.sections["wavelets"]))
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources of evidence."""
+        return tuple(self.sections["evidence"]["sources"])
+
+    def open_evidence(self, name: str, home: Home) -> Evidence:
+        """A source of evidence of a run, with the options of its section."""
+        options = self.sections["evidence"].get(name, {})
+        return EVIDENCE[name](home, **_checked(f"evidence.{name}", options, EVIDENCE[name]))  # type: ignore[call-arg]
 
     @property
     def prior(self) -> PriorConfig:
@@ -285,6 +239,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A section with its defaults filled in and its values checked, as plain TOML values."""
+    if section == "evidence":
+        return _resolved_evidence(table)
     if section not in _REGISTRIES:
         checked = _checked(section, table)
         _PLAIN[section](**checked)  # what fields say together
@@ -292,6 +248,19 @@ def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
     registry, table = _REGISTRIES[section], dict(table)
     kind = table.pop("kind", _DEFAULT_KIND[section])
     return {"kind": kind, **_plain_values(_checked(section, table, _known(section, kind, registry)))}
+
+
+def _resolved_evidence(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The sources, and the options of every source that has some."""
+    options = {name: of for name, of in table.items() if name in EVIDENCE}
+    checked = _checked(
+        "evidence", {key: of for key, of in table.items() if key not in options}, EvidenceConfig
+    )
+    EvidenceConfig(**checked)
+    of_sources = {
+        name: _checked(f"evidence.{name}", options.get(name, {}), EVIDENCE[name]) for name in EVIDENCE
+    }
+    return _plain_values(checked) | {name: _plain_values(of) for name, of in of_sources.items() if of}
 
 
 def build_kind(what: str, kind: str, registry: Mapping[str, Callable], fields: Mapping[str, Any]) -> Any:

@@ -1,12 +1,7 @@
-"""From a data source to the prepared images of a run, split by patient.
-
-``start_run`` makes a run directory from a source, ``load_split`` reads the images of a split again (from the run's cache)
-for the later stages.
-"""
+"""How a run begins: from a data source to a run directory with its images, split by patient."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,19 +15,18 @@ import torch
 
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, Source
-from scorebayes.data.load import ImageSet, load
+from scorebayes.data.load import ImageSet
 from scorebayes.data.split import leakage_audit, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.progress import progress_bar
-from scorebayes.runs.config import Config, TrainConfig, resolve
+from scorebayes.runs.config import Config, resolve
+from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
+from scorebayes.training.settings import TrainConfig
 
 LARGEST_DEFAULT_SIZE = 64
 FEW_IMAGES, STEPS_POWER = 1000, 0.4  # up to so many, the steps are the configuration's default
 UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
 """What a start that was broken off leaves; config.toml is written last and makes it a run."""
-
-WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brings
 
 
 def suggest(source: Source, records: Sequence[Record]) -> dict[str, Any]:
@@ -66,29 +60,29 @@ def start_run(
     if the directory holds something else or cannot be written, DataError if the data cannot be used.
     """
     _require_writable(path)
-    options = _options(layers)
+    options = data_options(layers)
     source = open_source(data, **options)
     records = source.records()
-    config = resolve(*layers, {"data": {"source": data}}, preset=preset, defaults=suggest(source, records))
+    given = {"data": {"source": data, "options": options or None}}
+    config = resolve(*layers, given, preset=preset, defaults=suggest(source, records))
     require_prior(config.prior, source.info.classes)
     splits = split_patients(records, fractions=config.data.fractions, seed=config.seed)
     used = _reduced(records, splits, config, source)
-    images, rejected = _load(source, used, config, path)
+    images, rejected = Reader(path, config, source.info).load(source, used, options)
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
-    if not config.train.label_free:
-        by_split = {name: some.labelled() for name, some in by_split.items()}
-    if not len(by_split["train"]):
+    train = by_split["train"] if config.train.label_free else by_split["train"].labelled()
+    if not len(train):
         raise DataError(
             f"{source.info.title}: no usable image in the training split.",
             "See the reasons: scorebayes data check.",
         )
-    mean, std = _statistics(by_split["train"])
+    mean, std = _statistics(train)
     if config.train.init:  # what the weights that training starts from expect
         start = open_run(config.train.init, "cpu").facts
         mean, std = start.mean, start.std
-    labels = by_split["train"].labels
+    labels = train.labels
     counts = np.bincount(labels[labels >= 0], minlength=len(source.info.classes))
     run = Run(path, config, Facts(source.info, mean, std, tuple(int(n) for n in counts)), device)
     _write_split(run, images.records, splits)
@@ -104,53 +98,19 @@ def start_run(
     return run, by_split
 
 
-def load_split(run: Run, split: str) -> ImageSet:
-    """The images of a split with their labels, as the run's ``split.parquet`` lists them.
-
-    DataError if the data have changed since.
-    """
-    stored = run.split.query("split == @split")
-    if stored.empty:
-        raise DataError(
-            f"{run.path}: the split {split!r} has no image.",
-            f"It has {', '.join(sorted(run.split['split'].unique()))}.",
-        )
-    source = open_source(run.config.data.source, **(run.config.data.options or {}))
-    wanted = dict(zip(stored["image_id"], stored["label"].tolist(), strict=True))
-    records = [
-        # Not the source's own label: [data] label_noise may have changed it.
-        replace(record, label=None if wanted[record.image_id] < 0 else wanted[record.image_id])
-        for record in source.records()
-        if record.image_id in wanted
-    ]
-    images, rejected = _load(source, records, run.config, run.path)
-    missing = wanted.keys() - set(images.keys)
-    if missing:
-        reason = rejected[0].reason if rejected else "it is not in the data set any more"
-        raise DataError(
-            f"{len(missing)} images of the split {split!r} cannot be read any more, first {min(missing)}: {reason}.",
-            "Restore the data, or train a new run.",
-        )
-    return images
-
-
-def load_labelled(run: Run, data: str) -> ImageSet:
-    """The labelled images of another data set, KIND[:PATH], prepared as those of the run.
-
-    ConfigError where it has other classes, DataError where no labelled image can be used.
-    """
-    source = open_source(data)
-    if source.info.classes != run.facts.classes:
-        raise ConfigError(
-            f"{data}: the classes are {', '.join(source.info.classes)}; the run knows {', '.join(run.facts.classes)}.",
-            "Name them as the run does.",
-        )
-    records = [record for record in source.records() if record.label is not None]
-    images, rejected = _load(source, records, run.config, run.path)
-    if not len(images):
-        reason = f" ({rejected[0].reason})" if rejected else ""
-        raise DataError(f"{data}: no labelled image can be used{reason}.", "See: scorebayes data check.")
-    return images
+def unlabelled_of_start(run: Run) -> ImageSet | None:
+    """The training images of the label-free run that this one started from, but for its own, without their labels; None
+    where there is no such run, or its weights came without their images."""
+    start = run.start
+    if start is None or not start.config.train.label_free:
+        return None
+    try:
+        others = start.images("train")
+    except DataError:
+        return None
+    known = run.split.query("split == 'train'")["image_id"]
+    new = others.subset(np.flatnonzero(~np.isin(others.keys, known)))
+    return ImageSet(new.images, new.bits, tuple(replace(record, label=None) for record in new.records))
 
 
 def absolute_source(data: str) -> str:
@@ -177,15 +137,6 @@ def _reduction(records: Sequence[Record], used: Sequence[Record]) -> dict[str, i
         "images_left_out_on_purpose": len(records) - len(used),
         "labels_made_wrong_on_purpose": sum(true[record.image_id] != record.label for record in used),
     }
-
-
-def _load(source: Source, records: Sequence[Record], config: Config, path: Path):
-    workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE else 0
-    with progress_bar("prepare", len(records)) as advance:
-        return load(
-            source, records, config.prepare, cache=path / "cache", workers=workers,
-            progress=lambda done, total: advance(done, ""),
-        )  # fmt: skip
 
 
 def _of_split(images: ImageSet, splits: Mapping[str, str], name: str) -> ImageSet:
@@ -261,8 +212,9 @@ def _write_split(run: Run, records: Sequence[Record], splits: Mapping[str, str])
     pd.DataFrame(rows).to_parquet(run.path / "split.parquet", index=False)
 
 
-def _options(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def data_options(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of the data set, of all layers together."""
     options: dict[str, Any] = {}
     for layer in layers:
-        options |= layer.get("data", {}).get("options", {})
+        options |= layer.get("data", {}).get("options") or {}
     return options

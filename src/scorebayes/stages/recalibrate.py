@@ -1,10 +1,9 @@
 """Recalibration: a trained run for another place, by some labelled images from there.
 
-Calibration and threshold hold for images like those they were fitted on. Where a set lies elsewhere (``scorebayes.decision.shift``),
-the order of its images may still be good, and what has to change are few numbers: how much the evidence weighs, the balance
-of the classes, the prior, and the threshold. They are fitted on labelled images of the place. The network, the shares of the
-noise levels and of the wavelets, and what is typical stay as they are.
-"""
+Calibration and threshold hold for images like those they were fitted on. Where a set lies elsewhere
+(``scorebayes.decision.shift``), the order of its images may still be good, and what has to change are few numbers: how much
+the evidence weighs, the balance of the classes, the prior, and the threshold. They are fitted on labelled images of the
+place. The network, the shares of the noise levels and of the wavelets, and what is typical stay as they are."""
 
 from __future__ import annotations
 
@@ -17,23 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
-from scorebayes.baselines.base import calibrate
+from scorebayes.baselines.base import fit_temperature
 from scorebayes.decision.calibration import Calibration
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.metrics import choose_threshold, classification_metrics
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_labelled
 from scorebayes.runs.run import Run, open_run, reconfigured
-from scorebayes.stages.evaluate import THRESHOLD_RULE, write_decision
+from scorebayes.stages.calibrate import write_decision
 from scorebayes.stages.score import score_images
+from scorebayes.tasks.classify import THRESHOLD_RULE
 
 LEAST_PATIENTS = 5  # of every class
 FOLDS = 5
 LEFT_OUT = (
-    "cache", "baselines", "loglik-*", "predictions-*", "metrics-*", "calibration*", "report*", "model-card.md",
-    "thumbnails.npz", "state-*", "lock",
+    "cache", "baselines", "loglik-*", "evidence-*", "evidence.npz", "explained", "samples.*", "predictions-*",
+    "metrics-*", "calibration*", "report*", "model-card.md", "thumbnails.npz", "state-*", "lock",
 )  # fmt: skip
 """Files of a run that are not taken along: they are of the other place, or can be made again."""
 
@@ -74,7 +73,7 @@ def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None
 
 
 def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> Recalibrated:
-    images = load_labelled(begun, data)
+    images = begun.reader.labelled(data)
     patients = np.array(images.patients)
     for y, name in enumerate(run.facts.classes):
         n = len(set(patients[images.labels == y]))
@@ -107,8 +106,9 @@ def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> 
     return Recalibrated(begun, *judged)
 
 
-def _fit(run: Run, table: LogLikTable) -> Calibration:
+def _fit(run: Run, table: EvidenceTable) -> Calibration:
     """The run's calibration, scaled and shifted for the images of a table."""
     evidence = run.calibration.logits(table)
     none = np.zeros(evidence.shape[1])  # what the evidence contains of a prior
-    return run.calibration.rescaled(calibrate(evidence, none, table.labels, run.config.seed))
+    found = fit_temperature(evidence, none, table.labels, run.config.seed)
+    return run.calibration.rescaled(found.weight, found.bias, found.log_loss, len(table))

@@ -10,7 +10,6 @@ import torch
 from scorebayes.diffusion.sample import SAMPLERS, guide, nearest
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import build_kind
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import Run
 
 TRAINING_IMAGES = 20_000  # looked through for the nearest; a random part of larger sets
@@ -34,7 +33,7 @@ def draw_samples(
             samples.append(draw(score, torch.full((per_class,), y), shape, generator))
             advance(y + 1, run.facts.classes[y])
     drawn = torch.cat(samples)
-    known = run.standardise(load_split(run, "train").drawn(TRAINING_IMAGES, run.config.seed).images)
+    known = run.standardise(run.images("train").drawn(TRAINING_IMAGES, run.config.seed).images)
     index, distance = nearest(drawn, known)
     images, neighbours = run.restore(drawn), run.restore(known[index])
     labels = np.repeat(np.arange(len(run.facts.classes)), per_class)

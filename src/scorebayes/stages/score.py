@@ -1,4 +1,4 @@
-"""Scoring: the log-likelihood table of a split, written part by part, so that it streams and resumes."""
+"""Scoring: the evidence table of a split, shard by shard, so that it streams and resumes."""
 
 from __future__ import annotations
 
@@ -11,57 +11,55 @@ import numpy as np
 from torch import Tensor
 
 from scorebayes.data.load import ImageSet
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.draws import Draws
 from scorebayes.diffusion.likelihood import LIKELIHOODS, Likelihood
 from scorebayes.errors import ConfigError
 from scorebayes.progress import progress_bar
+from scorebayes.runs import older
 from scorebayes.runs.config import build_kind
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import Run
+from scorebayes.runs.shards import shards
 from scorebayes.storage.atomic import write_atomically
 
-IMAGES_PER_PART = 256  # what a killed process can lose
 IMAGES_AT_A_TIME = 16  # between two steps of the progress bar
 
 
 def score_split(run: Run, split: str, estimator: str = "") -> Path:
-    """Write the log-likelihood table of a split and return its path: ``loglik-<split>.parquet``.
+    """Write the evidence table of a split and return its path: ``evidence-<split>.parquet``.
 
-    A part that is there already is kept, if it was made by the same weights and estimator; otherwise all is done anew.
+    A shard that is there already is kept, if it was made by the same sources and estimator; otherwise all is done anew.
     ``estimator``: a kind other than the configured one, with its default options; its name then enters the file name.
     """
-    images = load_split(run, split)
+    images = run.images(split)
     likelihood = make_likelihood(run, estimator)
-    folder = table_path(run, split, estimator)
-    _require_same_maker(folder, run.maker(likelihood))
+    folder = _begun(run, split, estimator, likelihood)
     with progress_bar(f"score {split}", len(images)) as advance:
-        for part, start in enumerate(range(0, len(images), IMAGES_PER_PART)):
-            stop = min(start + IMAGES_PER_PART, len(images))
-            if not (folder / f"part-{part:06d}.parquet").exists():
-                some = images.subset(np.arange(start, stop))
-                score_images(run, some, likelihood, advance, start).write_part(folder, part)
-            advance(stop, "")
+        for shard in shards(len(images), folder):
+            if not shard.done:
+                some = images.subset(shard.rows)
+                score_images(run, some, likelihood, advance, shard.start).write_part(shard.path)
+            advance(shard.stop, "")
     return folder
 
 
 def score_images(
     run: Run, images: ImageSet, likelihood: Likelihood, advance: Callable[[int, str], None], before: int = 0
-) -> LogLikTable:
-    """The log-likelihood table of prepared images with their labels, a few images at a time. ``advance``: of a
+) -> EvidenceTable:
+    """The evidence table of prepared images with their labels, a few images at a time. ``advance``: of a
     ``progress_bar`` that stood at ``before``."""
     tables = []
     for first in range(0, len(images), IMAGES_AT_A_TIME):
         some = images.subset(np.arange(first, min(first + IMAGES_AT_A_TIME, len(images))))
         tables.append(score_batch(run, some, likelihood))
         advance(before + first + len(some), "")
-    return LogLikTable.concatenate(tables)
+    return EvidenceTable.concatenate(tables)
 
 
-def score_batch(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTable:
+def score_batch(run: Run, images: ImageSet, likelihood: Likelihood) -> EvidenceTable:
     """The same of images all at once."""
     x = run.standardise(images.images, dequantisation(run, likelihood, images))
-    return run.log_lik(x, images.keys, likelihood).with_labels(images.labels)
+    return run.evidence(x, images.keys, likelihood).with_labels(images.labels, images.patients)
 
 
 def dequantisation(run: Run, likelihood: Likelihood, images: ImageSet) -> Tensor | float:
@@ -84,19 +82,22 @@ def suffix(estimator: str) -> str:
 
 
 def table_path(run: Run, split: str, estimator: str = "") -> Path:
-    return run.path / f"loglik-{split}{suffix(estimator)}.parquet"
+    """Where the table is; one of run format 3 or before has another name."""
+    name = f"{split}{suffix(estimator)}.parquet"
+    before = run.path / f"loglik-{name}"
+    return before if before.exists() else run.path / f"evidence-{name}"
 
 
-def read_table(run: Run, split: str, estimator: str = "") -> LogLikTable:
+def read_table(run: Run, split: str, estimator: str = "") -> EvidenceTable:
     """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is not finished, or was made by
-    other weights or another estimator than the run has now."""
+    other weights, sources or another estimator than the run has now."""
     folder = table_path(run, split, estimator)
-    table = LogLikTable.read(folder)
+    table = EvidenceTable.read(folder)
     option = f" --estimator {estimator}" if estimator else ""
     command = f"scorebayes score {run.path} --split {split}{option}"
-    if not _made_by(folder, run.maker(make_likelihood(run, estimator))):
+    if not _made_by(folder, run, make_likelihood(run, estimator)):
         raise ConfigError(
-            f"{folder}: scored by other weights or another estimator than the run has now.",
+            f"{folder}: scored by other weights, sources or another estimator than the run has now.",
             f"Score it again with '{command}'.",
         )
     expected = int((run.split["split"] == split).sum())
@@ -108,19 +109,29 @@ def read_table(run: Run, split: str, estimator: str = "") -> LogLikTable:
     return table
 
 
-def _require_same_maker(folder: Path, maker: dict[str, str]) -> None:
-    """Empty the folder if its parts were made by other weights or another estimator."""
-    if folder.exists() and not _made_by(folder, maker):
+def _begun(run: Run, split: str, estimator: str, likelihood: Likelihood) -> Path:
+    """The folder of a table; shards in it that were made by other weights, sources or another estimator are gone."""
+    folder = table_path(run, split, estimator)
+    if folder.exists():
+        if _made_by(folder, run, likelihood):
+            return folder
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(_note(folder), json.dumps(maker))
+        folder = table_path(run, split, estimator)
+    folder.mkdir(parents=True)
+    write_atomically(_note(folder), json.dumps(run.maker(likelihood)))
+    return folder
 
 
-def _made_by(folder: Path, maker: dict[str, str]) -> bool:
+def _made_by(folder: Path, run: Run, likelihood: Likelihood) -> bool:
     note = _note(folder)
-    return note.exists() and json.loads(note.read_text()) == maker
+    if not note.exists():
+        return False
+    stored = json.loads(note.read_text())
+    if "estimator" in stored:  # of run format 3 or before
+        return older.made_by(stored, run.checkpoints.best()["sha256"], repr(likelihood), run.path)
+    return stored == run.maker(likelihood)
 
 
 def _note(folder: Path) -> Path:
-    """Who made the parts (``Run.maker``)."""
+    """Who made the shards (``Run.maker``)."""
     return folder / "_maker.json"

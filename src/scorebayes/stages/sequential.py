@@ -18,12 +18,11 @@ takes calibration and prior to know when to stop (docs/decisions/0003-sequential
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import t as student
@@ -31,11 +30,10 @@ from torch import Tensor
 
 from scorebayes.decision.calibration import Calibration
 from scorebayes.decision.posterior import Posterior, bayes
-from scorebayes.decision.table import LogLikTable
-from scorebayes.diffusion.draws import Draws
-from scorebayes.diffusion.likelihood.denoising import Denoising
-from scorebayes.diffusion.score import Score
+from scorebayes.decision.table import OK, Block, EvidenceTable
+from scorebayes.diffusion.likelihood import Denoising
 from scorebayes.errors import ConfigError
+from scorebayes.evidence.base import Sampled
 from scorebayes.runs.run import Run
 
 
@@ -49,7 +47,7 @@ class SequentialResult:
     decided: [N], by the rule; elsewhere the budget was spent.
     """
 
-    table: LogLikTable
+    table: EvidenceTable
     posterior: Posterior
     evaluations: NDArray[np.int64]
     passes: NDArray[np.int64]
@@ -62,41 +60,49 @@ class Sequential:
 
     Parameters
     ----------
-    calibration: of the class score, as fitted on validation. log_prior: [Y].
-    budget: largest number of passes over the noise levels.
+    calibration: of all sources, as fitted on validation. log_prior: [Y].
+    sources: those whose passes are spent, in the calibration's order. budget: largest number of passes over their levels.
     target_error: probability that an early decision is another than that of endless draws.
-    estimator: the class score whose passes are spent; its ``repeats`` are not used.
     """
 
     calibration: Calibration
     log_prior: NDArray[np.float64]
+    sources: Sequence[Sampled]
     budget: int = 4
     target_error: float = 0.05
-    estimator: Denoising = field(default_factory=Denoising)
 
     def __post_init__(self) -> None:
         if self.budget < 2:
             raise ConfigError(f"budget = {self.budget}.", "Give at least 2 passes, or use a fixed number.")
         if not 0 < self.target_error < 1:
             raise ConfigError(f"target_error = {self.target_error}.", "Give a probability between 0 and 1.")
-        levels, kind = len(self.calibration.weights), self.calibration.kind
-        if (kind, levels) != (self.estimator.kind, self.estimator.levels):
-            raise ConfigError(
-                f"the calibration was fitted on {levels} levels of kind {kind}, "
-                f"the estimator has {self.estimator.levels} of kind {self.estimator.kind}.",
-                "Calibrate with the same estimator.",
-            )
+        for source in self.sources:
+            fitted = self.calibration.weights.get(source.name, np.empty(0))
+            kind = self.calibration.kinds.get(source.name)
+            if (kind, len(fitted)) != (Denoising.kind, source.levels):
+                raise ConfigError(
+                    f"the calibration was fitted on {len(fitted)} levels of {source.name} (kind {kind}), "
+                    f"the source has {source.levels} of kind {Denoising.kind}.",
+                    "Calibrate with the same estimator.",
+                )
+
+    @property
+    def _weights(self) -> NDArray[np.float64]:
+        """Of all levels, source after source."""
+        return np.concatenate([self.calibration.weights[source.name] for source in self.sources])
 
     def __call__(
-        self, score: Score, x: Tensor, draws: Draws, wavelets: NDArray[np.float64] | None = None
+        self, x: Tensor, keys: Sequence[str], exact: Mapping[str, Block] | None = None
     ) -> SequentialResult:
-        """x [N, C, H, W] standardised, ``draws`` with one key per image; wavelets [N, Y]: as in ``LogLikTable``."""
-        if wavelets is None:
-            wavelets = np.zeros((len(x), score.n_classes))
+        """x [N, C, H, W] standardised, with one key per image; exact: what the other sources say of them."""
+        exact = exact or {}
         found = [
-            self._decide(score, x[i : i + 1], draws[i : i + 1], wavelets[i : i + 1]) for i in range(len(x))
+            self._decide(
+                x[i : i + 1], keys[i], {name: of.rows(slice(i, i + 1)) for name, of in exact.items()}
+            )
+            for i in range(len(x))
         ]
-        table = LogLikTable.concatenate([one.table for one in found])
+        table = EvidenceTable.concatenate([one.table for one in found])
         posterior = Posterior(
             np.concatenate([one.posterior.log_prob for one in found]),
             np.concatenate([one.posterior.log_odds_std_error for one in found]),
@@ -107,22 +113,21 @@ class Sequential:
         )
         return SequentialResult(table, posterior, evaluations, passes, decided)
 
-    def _decide(
-        self, score: Score, x: Tensor, draws: Draws, wavelets: NDArray[np.float64]
-    ) -> SequentialResult:
+    def _decide(self, x: Tensor, key: str, exact: Mapping[str, Block]) -> SequentialResult:
         """One image."""
         start = time.perf_counter()
-        levels, n_classes = self.estimator.levels, score.n_classes
-        values = np.full((self.budget, levels, n_classes), np.nan)
+        sizes, n_classes = [source.levels for source in self.sources], len(self.log_prior)
+        values = np.full((self.budget, sum(sizes), n_classes), np.nan)
         seen = np.zeros(n_classes, dtype=np.int64)
         left = np.arange(n_classes)
-        known = self.calibration.offsets(wavelets)[0] + self.log_prior
-        log_snr = np.zeros((levels, 1))
+        offsets = self.calibration.offsets(exact)
+        known = (offsets[0] if exact else offsets) + self.log_prior
+        log_snr = np.zeros((sum(sizes), 1))
         for number in range(self.budget):
-            classes = None if len(left) == n_classes else torch.from_numpy(left)
-            one, at = self.estimator.passes(score, x, draws, range(number, number + 1), classes)
+            classes = None if len(left) == n_classes else left
+            one, at = self._pass(x, key, number, classes)
             values[number][:, left] = one[:, 0]
-            log_snr += at.T.numpy()
+            log_snr += at
             seen[left] += 1
             leader, left = self._look(values[: number + 1], left, known)
             if len(left) == 1 or not np.isfinite(values[number][:, left]).all():
@@ -131,26 +136,47 @@ class Sequential:
         level_values = values[:passes, :, leader].mean(0)[:, None] - np.stack(
             [(values[:n, :, leader] - values[:n, :, y]).mean(0) for y, n in enumerate(seen)], axis=1
         )
-        status = "ok" if np.isfinite(level_values).all() else "not finite"
-        evaluations = int(seen.sum()) * levels * (2 if self.estimator.antithetic else 1)
-        table = LogLikTable(
-            draws.keys, np.full(1, -1), level_values[:, None], log_snr / passes, np.arange(levels),
-            np.array([-(-evaluations // n_classes)]), np.array([status]), np.array([time.perf_counter() - start]),
-            self.estimator.kind, wavelets,
-        )  # fmt: skip
+        status = OK if np.isfinite(level_values).all() else "not finite"
+        evaluations = int(seen.sum()) * sum(source.levels * source.evaluations for source in self.sources)
+        table = EvidenceTable(
+            (key,),
+            np.full(1, -1),
+            self._blocks(level_values, log_snr / passes, int(seen.sum()), status) | dict(exact),
+            np.array([time.perf_counter() - start]),
+        )
         posterior = Posterior(*np.full((2, 1, n_classes), np.nan))
-        if status == "ok":
+        if status == OK:
             log_prob = bayes(table, self.log_prior, self.calibration).log_prob
             posterior = Posterior(log_prob, self._log_odds_std_error(values, seen, leader, log_prob[0]))
         return SequentialResult(
             table, posterior, np.array([evaluations]), np.array([passes]), np.array([len(left) == 1])
         )
 
+    def _pass(
+        self, x: Tensor, key: str, number: int, classes: NDArray[np.int64] | None
+    ) -> tuple[NDArray, NDArray]:
+        """One pass over the levels of all sources: values [L, 1, Y], log-SNR [L, 1]."""
+        each = [source.passes(x, [key], range(number, number + 1), classes) for source in self.sources]
+        return np.concatenate([values for values, _ in each]), np.concatenate([at for _, at in each])
+
+    def _blocks(self, values: NDArray, log_snr: NDArray, asked: int, status: str) -> dict[str, Block]:
+        """One value per level [L, Y] as the sources' blocks. ``asked``: passes, summed over the classes."""
+        found, first = {}, 0
+        for source in self.sources:
+            own = slice(first, first + source.levels)
+            evaluations = asked * source.levels * source.evaluations
+            found[source.name] = Block(
+                values[own, None], log_snr[own], np.arange(source.levels),
+                np.array([-(-evaluations // len(self.log_prior))]), np.array([status]), Denoising.kind,
+            )  # fmt: skip
+            first += source.levels
+        return found
+
     def _look(
         self, values: NDArray, left: NDArray[np.int64], known: NDArray[np.float64]
     ) -> tuple[int, NDArray[np.int64]]:
         """The leading class after some passes [P, L, Y], and the classes that are left; known [Y]: logits without them."""
-        logits = np.einsum("ply,l->y", values[:, :, left], self.calibration.weights) / len(values)
+        logits = np.einsum("ply,l->y", values[:, :, left], self._weights) / len(values)
         logits = logits + known[left]
         leader = left[logits.argmax()]
         if len(values) == self.budget:
@@ -174,9 +200,9 @@ class Sequential:
         """Covariance of the weighted sums of paired differences a, b [P, L] in one pass: its terms, and their freedom.
 
         One term per noise level; with a single pass one per pair of neighbours, whose difference is taken as spread
-        (collapsed strata, as in ``Calibration.variance_of_mean``).
+        (collapsed strata, as in ``Block.variance_of_mean``).
         """
-        a, b = a * self.calibration.weights, b * self.calibration.weights
+        a, b = a * self._weights, b * self._weights
         if len(a) > 1:
             terms = ((a - a.mean(0)) * (b - b.mean(0))).sum(0) / (len(a) - 1)
             return terms, np.full(len(terms), len(a) - 1.0)
@@ -207,9 +233,10 @@ class Sequential:
 def decide_sequentially(
     run: Run, x: Tensor, keys: Sequence[str], *, budget: int = 4, target_error: float = 0.05
 ) -> SequentialResult:
-    """``Sequential`` with the network, calibration and prior of a run: x [N, C, S, S] standardised, one key per image.
+    """``Sequential`` with the sources, calibration and prior of a run: x [N, C, S, S] standardised, one key per image.
 
-    Raises ConfigError for a run whose own estimator is not "denoising".
+    Exact sources are asked first: what they know may already decide. Raises ConfigError for a run whose own estimator is not
+    "denoising".
     """
     if run.likelihood.kind != Denoising.kind:
         raise ConfigError(
@@ -217,8 +244,6 @@ def decide_sequentially(
             "sequentially.",
             "Train or calibrate with [likelihood] kind = 'denoising'.",
         )
-    estimator = cast(Denoising, run.likelihood)
-    rule = Sequential(run.calibration, run.log_prior, budget, target_error, estimator)
-    with torch.no_grad():
-        wavelets = None if run.wavelets is None else run.wavelets.of_images(x).numpy()
-        return rule(run.score, x, Draws(run.config.seed, keys), wavelets)
+    sampled = [cast(Sampled, source) for source in run.sources.values() if source.sampled]
+    exact = {name: source.log_lik(x, keys) for name, source in run.sources.items() if not source.sampled}
+    return Sequential(run.calibration, run.log_prior, sampled, budget, target_error)(x, keys, exact)

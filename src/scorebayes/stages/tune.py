@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from scorebayes.decision.calibration import Calibration, fit_calibration
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.calibration import fit_calibration
+from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.diffusion.likelihood import Denoising
 from scorebayes.errors import ConfigError
-from scorebayes.evidence.noise_choice import choose_noise
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.run import Run, log_lik_table, reconfigured
-from scorebayes.stages.evaluate import calibrate
+from scorebayes.runs.run import Run, reconfigured
+from scorebayes.stages.calibrate import calibrate
 from scorebayes.stages.score import read_table, score_split
-from scorebayes.training.loop import step_seed
+from scorebayes.training.batches import step_seed
+from scorebayes.training.validate import score_table
 
 TRIALS = 3  # of the present and of the fitted density, on fresh draws: the best of many tries is good by luck
 
@@ -40,29 +40,28 @@ class Tuned:
         return self.log_loss_fitted < self.log_loss_before
 
 
-def neyman_density(table: LogLikTable, calibration: Calibration) -> tuple[float, float]:
+def neyman_density(block: Block, weights: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard deviation of the log-SNR density whose draws leave the log-odds the least Monte-Carlo variance.
 
-    Present draws are equally many per level, so that a level's share of the new density is its weight times the standard
-    deviation of its draws within an image. ConfigError where a level has one draw only.
+    weights: [L], of the levels. Present draws are equally many per level, so that a level's share of the new density is its
+    weight times the standard deviation of its draws within an image. ConfigError where a level has one draw only.
     """
-    levels, counts = np.unique(table.level, return_counts=True)
+    levels, counts = np.unique(block.level, return_counts=True)
     if counts.min() < 2:
         raise ConfigError(
             "the noise levels cannot be tuned: one draw a level shows no spread.",
             "Set [likelihood] repeats = 2 or more.",
         )
-    centred = table.draws - table.draws.mean(axis=2, keepdims=True)
-    spread = [np.sqrt(centred[table.level == level].var(axis=0, ddof=1).mean()) for level in levels]
-    share = calibration.weights * np.array(spread)
+    centred = block.draws - block.draws.mean(axis=2, keepdims=True)
+    spread = [np.sqrt(centred[block.level == level].var(axis=0, ddof=1).mean()) for level in levels]
+    share = weights * np.array(spread)
     if not share.sum() > 0:
         raise ConfigError("the noise levels cannot be tuned: none of them tells the classes apart.")
     # Every draw counts at its own noise level, so that the tails of the outer levels are felt.
-    weight = np.repeat(
-        (share / counts / share.sum())[np.searchsorted(levels, table.level)][:, None], len(table), 1
-    )
-    mean = np.average(table.log_snr, weights=weight)
-    return float(mean), float(np.sqrt(np.average(np.square(table.log_snr - mean), weights=weight)))
+    of_draws = (share / counts / share.sum())[np.searchsorted(levels, block.level)][:, None]
+    weight = np.repeat(of_draws, block.log_snr.shape[1], 1)
+    mean = np.average(block.log_snr, weights=weight)
+    return float(mean), float(np.sqrt(np.average(np.square(block.log_snr - mean), weights=weight)))
 
 
 def tune(run: Run) -> Tuned:
@@ -76,17 +75,19 @@ def tune(run: Run) -> Tuned:
         raise ConfigError(
             f"{run.path}: only the class score has noise levels to tune.", "Set [likelihood] kind."
         )
-    val = load_split(run, "val")
+    val = run.images("val")
     x = run.standardise(val.images)
 
-    def table(likelihood: Denoising, seed: int) -> LogLikTable:
-        return log_lik_table(likelihood, run.score, x, val.keys, seed).with_labels(val.labels).usable()
+    def table(likelihood: Denoising, seed: int) -> EvidenceTable:
+        return score_table(likelihood, run.score, x, val.keys, seed, val.labels).usable()
 
     score_split(run, "val")
+    name = run.image_score.name
     stored = read_table(run, "val").usable()
-    spread = stored if own.repeats > 1 else table(replace(own, repeats=2), run.config.seed)
+    spread = stored.alone(name) if own.repeats > 1 else table(replace(own, repeats=2), run.config.seed)
     shares = spread.log_shares
-    mean, std = neyman_density(spread, fit_calibration(spread, shares, seed=run.config.seed))
+    (weights,) = fit_calibration(spread, shares, seed=run.config.seed).weights.values()
+    mean, std = neyman_density(spread.only, weights)
 
     def mean_loss(likelihood: Denoising) -> float:
         fresh = [table(likelihood, step_seed(run.config.seed, -10 - trial)) for trial in range(TRIALS)]
@@ -96,7 +97,10 @@ def tune(run: Run) -> Tuned:
     found = Tuned((own.mean, own.std), (mean, std), mean_loss(own), mean_loss(fitted))
     if found.better:
         config = run.config.changed("likelihood", mean=mean, std=std, first=[])
-        changed = choose_noise(reconfigured(run, config), val)
+        changed = reconfigured(run, config)
+        chosen = changed.image_score.choose_noise(val)
+        if chosen:
+            changed = reconfigured(changed, changed.config.changed("likelihood", first=list(chosen)))
         score_split(changed, "val")
         calibrate(changed)
     return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scorebayes.runs.config import TrainConfig
+from scorebayes.training.settings import TrainConfig
 
 CODE_LENGTH = 4
 

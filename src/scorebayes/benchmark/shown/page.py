@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scorebayes.benchmark.names import BENCHMARKS, OURS, REFERENCE, TITLES, WITH_REFERENCE
+from scorebayes.benchmark.names import BENCHMARKS, OURS, REFERENCE, TITLES, WITH_REFERENCE, is_alone, title_of
 from scorebayes.benchmark.shown.markdown import (
     ABSENT,
     difference,
@@ -148,7 +148,9 @@ def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[s
         return
     yield "## At a glance"
     yield "Test AUC ± standard deviation over the seeds, and accuracy after the stroke:"
-    titles = {m: title for m, title in TITLES.items() if any(m in test for test in tests.values())}
+    parts = [m for test in tests.values() for m in test if is_alone(m)]
+    models = dict.fromkeys([OURS, *parts, *TITLES])
+    titles = {m: title_of(m) for m in models if any(m in test for test in tests.values())}
     yield table(
         ["model", *(BENCHMARKS[name] for name in tests)],
         [

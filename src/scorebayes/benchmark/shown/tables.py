@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from scorebayes.benchmark.names import BENCHMARKS, TITLES
+from scorebayes.benchmark.names import BENCHMARKS, title_of
 from scorebayes.benchmark.shown.markdown import ABSENT, number, origin, spread, table, within
 
 Found = Mapping[str, Any]
@@ -173,7 +173,7 @@ def site(found: Found) -> Iterable[str]:
     yield table(
         ["calibrated on labelled test patients", *numbers],
         [
-            [TITLES.get(model, model), *(_accuracy_and_ece(of.get(n)) for n in numbers)]
+            [title_of(model), *(_accuracy_and_ece(of.get(n)) for n in numbers)]
             for model, of in found["models"].items()
         ],
     )

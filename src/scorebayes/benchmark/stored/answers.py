@@ -76,6 +76,12 @@ def seed_mean_difference(each: Sequence[Answers], first: str, second: str) -> di
     }
 
 
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single seed) and values over the seeds."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
+
+
 def _weighted_difference(
     answers: Answers, first: str, second: str
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:

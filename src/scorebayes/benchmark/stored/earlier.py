@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, PARTS
+from scorebayes.benchmark.names import ENSEMBLE, MORE, OURS, is_alone
 from scorebayes.benchmark.stored.answers import Answers
 from scorebayes.benchmark.stored.posteriors import Said, class_indices, posteriors_path, read_posteriors
 from scorebayes.data.base import SourceInfo
 from scorebayes.errors import ConfigError, DataError
 
-OWN = (OURS, MORE, *PARTS)
 ABOUT = ("test_images", "estimator", "nfe_per_class", "majority_accuracy")
 """What the file tells of the test split and of our estimator."""
 REMEDY = "Leave out --keep and --keep-ours."
@@ -46,6 +45,11 @@ class Earlier:
         """``ABOUT``."""
         return {key: self.content[key] for key in ABOUT}
 
+    @property
+    def own(self) -> list[str]:
+        """Our models: with all sources of evidence, with more evaluations, and with each source alone."""
+        return [OURS, MORE, *filter(is_alone, self.content["models"])]
+
     def entries(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The entries of those of these models that it has, and of their ensembles. They say when they were measured, and by
         which command."""
@@ -69,7 +73,7 @@ class Earlier:
         rows = self.said[OURS, seed]
         labels = class_indices(rows["label"], info.classes)
         bare = Answers(labels, tuple(rows.index), tuple(rows["patient_id"]), {}, info.positive)
-        return self.add(bare, self.answered(OWN, [seed]), seed, info.classes)
+        return self.add(bare, self.answered(self.own, [seed]), seed, info.classes)
 
     def add(self, answers: Answers, names: Sequence[str], seed: int, classes: Sequence[str]) -> Answers:
         """The answers with what these models said of the same images. DataError where they saw others."""

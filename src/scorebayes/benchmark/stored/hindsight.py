@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorebayes.benchmark.stored.answers import spread
 from scorebayes.benchmark.stored.posteriors import Said
-from scorebayes.benchmark.training.summary import spread
 
 
 def hindsight_accuracy(said: Said, positive: str) -> dict[str, dict[str, Any]]:

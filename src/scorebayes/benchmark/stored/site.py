@@ -1,9 +1,8 @@
 """What labelled images of the place of use bring: the calibration of stored posteriors, fitted anew on some test images.
 
-A test split from elsewhere (``scorebayes.decision.shift``) shows a threshold that does not hold. Here a few of its images, drawn at
-random, calibrate a model as ``scorebayes recalibrate`` does, and the others judge it. Test labels take part: this is no
-result of a model, but says what one would gain.
-"""
+A test split from elsewhere (``scorebayes.decision.shift``) shows a threshold that does not hold. Here a few of its images,
+drawn at random, calibrate a model as ``scorebayes recalibrate`` does, and the others judge it. Test labels take part: this
+is no result of a model, but says what one would gain."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from scorebayes.baselines.base import calibrate
+from scorebayes.baselines.base import fit_temperature
+from scorebayes.benchmark.stored.answers import spread
 from scorebayes.benchmark.stored.posteriors import class_indices, posteriors_path, read_posteriors
-from scorebayes.benchmark.training.summary import spread
 from scorebayes.errors import DataError
 from scorebayes.metrics import ece
-from scorebayes.runs.run import environment, pick_device
+from scorebayes.runs.device import environment, pick_device
 
 REPEATS = 20  # draws of the images, for every seed
 
@@ -81,9 +80,9 @@ def _one_draw(
 def _calibrated(prob: NDArray, labels: NDArray, taken: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Posteriors [N, Y] after a calibration fitted on the images that were taken, under their class shares."""
     logits = np.log(np.maximum(prob, np.finfo(np.float32).tiny))
-    found = calibrate(logits[taken], np.zeros(prob.shape[1]), labels[taken], seed=0)
+    found = fit_temperature(logits[taken], np.zeros(prob.shape[1]), labels[taken], seed=0)
     shares = np.log(np.bincount(labels[taken], minlength=prob.shape[1]) / taken.sum())
-    return softmax(found.weights[0] * logits + found.bias + shares, axis=1)
+    return softmax(found.weight * logits + found.bias + shares, axis=1)
 
 
 def _judge(labels: NDArray[np.int64], prob: NDArray) -> tuple[float, float]:

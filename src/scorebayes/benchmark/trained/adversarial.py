@@ -13,9 +13,8 @@ from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.metrics import wilson
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.looks import pixels
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
 
 OURS = "ScoreBayes"
 BUDGETS = (1, 2, 4, 8)  # in 255ths of full scale
@@ -31,7 +30,7 @@ def measure_adversarial(
     """
     if peer == "hog-svm":
         raise ConfigError("'hog-svm' has no gradient.", "Attack another baseline, such as resnet18.")
-    some = load_split(run, "test").drawn(images, run.config.seed)
+    some = run.images("test").drawn(images, run.config.seed)
     targets: dict[str, Target] = {OURS: OurTarget(run, repeats), peer: PeerTarget(fit_baseline(run, peer))}
     levels = dict(zip(budgets, grey_levels(budgets, some.bits), strict=True))
     attacks = [("PGD", Pgd(steps), budget) for budget in budgets] + [
@@ -73,7 +72,7 @@ def _outcome(run: Run, name: str, target: Target, images: ImageSet) -> dict[str,
     }
     judge = run.decision.typicality
     if name == OURS and judge is not None:
-        distance = judge.distance(score_images(run, images, run.likelihood), pixels(run, images))
+        distance = judge.distance(score_images(run, images, run.likelihood), run.pixels(images))
         found["declined"] = float((distance > judge.threshold).mean())
         found["wrong_and_not_declined"] = float((~right & (distance <= judge.threshold)).mean())
     return found

@@ -11,7 +11,7 @@ Two of them, both bounded in every pixel (L-infinity) and ending in whole grey v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -23,12 +23,8 @@ from scorebayes.baselines import Baseline
 from scorebayes.benchmark.trained.images import score_images
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import bayes
-from scorebayes.diffusion.draws import Draws
-from scorebayes.diffusion.likelihood import Denoising
 from scorebayes.errors import ConfigError
 from scorebayes.runs.run import Run
-
-_LEAST_ERROR = 1e-12
 
 
 class Target(Protocol):
@@ -57,41 +53,29 @@ class PeerTarget:
 
 
 class OurTarget:
-    """The run's class score.
+    """The run's own decision: the weighted sum of its sources. The attacker averages over the noise of a source that has
+    some, and does not know that of the decision.
 
-    repeats: draws of every noise level that a step of the attack averages over; the decision has as many as configured.
+    repeats: draws of every level that a step of the attack averages over; the decision has as many as configured.
     ConfigError where the run decides by another estimator than the class score.
     """
 
     def __init__(self, run: Run, repeats: int = 1) -> None:
-        likelihood = run.likelihood
-        if not isinstance(likelihood, Denoising):
+        if run.likelihood.kind != "class-score":
             raise ConfigError(
-                f"attacks go through the class score, the run decides by {likelihood!r}.",
+                f"attacks go through the class score, the run decides by {run.likelihood!r}.",
                 "Use a run whose [likelihood] is of the kind 'denoising'.",
             )
         self.run = run
-        # The attacker averages over the noise, and does not know that of the decision.
-        self.likelihood = replace(likelihood, repeats=repeats, common_noise=False)
-        self.score = run.score.in_float32()
-        for parameter in self.score.denoiser.parameters():
-            parameter.requires_grad_(False)
+        self.repeats = repeats
 
     def logits(self, x: Tensor, key: str) -> Tensor:
-        """The same sum of log errors as in ``likelihood.Denoising``, from its squared residuals."""
-        levels, dims = self.likelihood.levels, x[0].numel()
-        values: list[list[Tensor]] = [[] for _ in range(levels)]
-        for place, squares in self.likelihood.squared_residuals(
-            self.score, x, Draws(self.run.config.seed, [key])
-        ):
-            error = squares.flatten(1).sum(1).clamp(min=_LEAST_ERROR)
-            values[place % levels].append(-0.5 * dims * (error / dims).log())
-        means = torch.stack([torch.stack(of_level).mean(0) for of_level in values])
         calibration = self.run.calibration
-        logits = torch.from_numpy(calibration.weights) @ means
-        if self.run.wavelets is not None:
-            logits = logits + calibration.wavelet_weight * self.run.wavelets.of_images(x)[0]
-        return logits + torch.from_numpy(calibration.bias + self.run.log_prior)
+        parts = [
+            source.weighted(x, [key], calibration.weights[name], self.repeats)[0]
+            for name, source in self.run.sources.items()
+        ]
+        return torch.stack(parts).sum(dim=0) + torch.from_numpy(calibration.bias + self.run.log_prior)
 
     def prob(self, images: ImageSet) -> NDArray[np.float64]:
         table = score_images(self.run, images, self.run.likelihood)

@@ -18,12 +18,13 @@ import torch
 
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import Posterior, bayes, uniform_log_prior
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.likelihood import Likelihood, PaperFlow
 from scorebayes.diffusion.score import Denoiser, ScoreModel
 from scorebayes.progress import progress_bar
-from scorebayes.runs.run import Run, log_lik_table
+from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
+from scorebayes.training.validate import score_table
 
 IMAGES_PER_PART = 4
 PAPER = "paper"
@@ -33,7 +34,7 @@ PAPER = "paper"
 class Contestant:
     """An estimator, how many of the images it is given, and the highest log-SNR it uses (None: that of the process).
 
-    whole: with what stands beside the estimator in the run's decision, the wavelets.
+    whole: with all sources of evidence of the run's decision; else the score of the images alone.
     """
 
     name: str
@@ -56,12 +57,12 @@ def paper_at_best(run: Run, images: int) -> Contestant:
 
 def take_turns(
     run: Run, images: ImageSet, contestants: Sequence[Contestant], title: str = "measure"
-) -> tuple[dict[str, LogLikTable], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, EvidenceTable], dict[str, dict[str, float]]]:
     """Tables, and seconds per image (wall and CPU), of every contestant; what is there already is kept."""
     folders = {c.name: parts_folder(run, images, c) for c in contestants}
     scores = {c.name: score_for(run, c.likelihood.kind, c.log_snr_max) for c in contestants}
     # Warm up: libraries choose their kernels at the first call.
-    run.log_lik(run.standardise(images.subset([0]).images), images.keys[:1])
+    run.evidence(run.standardise(images.subset([0]).images), images.keys[:1])
     with progress_bar(title, len(images)) as advance:
         for part, start in enumerate(range(0, len(images), IMAGES_PER_PART)):
             rows = np.arange(start, min(start + IMAGES_PER_PART, len(images)))
@@ -74,19 +75,19 @@ def take_turns(
                 x = run.standardise(some.images)
                 wall, cpu = time.perf_counter(), time.process_time()
                 if c.whole:
-                    table = run.log_lik(x, some.keys, c.likelihood)
+                    table = run.evidence(x, some.keys, c.likelihood)
                 else:
-                    table = log_lik_table(c.likelihood, scores[c.name], x, some.keys, run.config.seed)
+                    table = score_table(c.likelihood, scores[c.name], x, some.keys, run.config.seed)
                 spent = {
                     "wall": time.perf_counter() - wall,
                     "cpu": time.process_time() - cpu,
                     "images": len(own),
                 }
                 write_atomically(path.with_suffix(".json"), json.dumps(spent))
-                table.with_labels(some.labels).write_part(folders[c.name], part)
+                table.with_labels(some.labels).write_part(path)
             advance(int(rows[-1]) + 1, "")
     return (
-        {c.name: LogLikTable.read(folders[c.name]) for c in contestants},
+        {c.name: EvidenceTable.read(folders[c.name]) for c in contestants},
         {c.name: _seconds(folders[c.name]) for c in contestants},
     )
 
@@ -122,9 +123,9 @@ def score_for(run: Run, kind: str, log_snr_max: float | None = None) -> ScoreMod
     return ScoreModel(Denoiser(run.score.denoiser.net).eval(), noise)
 
 
-def at_its_word(table: LogLikTable) -> Posterior:
+def at_its_word(table: EvidenceTable) -> Posterior:
     """The posterior of log-likelihoods as they are, at a uniform prior: any calibration with one weight keeps its order."""
-    return bayes(table, uniform_log_prior(table.draws.shape[2]))
+    return bayes(table, uniform_log_prior(table.n_classes))
 
 
 def some_images(images: ImageSet, n: int, seed: int) -> ImageSet:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +25,12 @@ from scorebayes.benchmark.trained.contest import (
     trained_log_snr_max,
 )
 from scorebayes.data.load import ImageSet
-from scorebayes.decision.calibration import Calibration, fit_calibration
+from scorebayes.decision.calibration import fit_calibration
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import LogLikTable
-from scorebayes.diffusion.draws import Draws
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.likelihood import Denoising, DenoisingBound, Flow
-from scorebayes.diffusion.score import Score
 from scorebayes.errors import ConfigError
 from scorebayes.metrics import classification_metrics
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import Run
 from scorebayes.stages.sequential import Sequential
 
@@ -71,8 +68,8 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
     own: Any = run.likelihood
     if own.kind != Denoising.kind:
         raise ConfigError(f"{run.path}: the curves need a run whose own estimator is 'denoising'.")
-    test = some_images(load_split(run, "test"), images, run.config.seed)
-    val = some_images(load_split(run, "val"), val_images, run.config.seed)
+    test = some_images(run.images("test"), images, run.config.seed)
+    val = some_images(run.images("val"), val_images, run.config.seed)
     scored: dict[str, Denoising] = {
         "class score": replace(own, repeats=_passes(own)),
         "class score, noise by image": replace(own, repeats=_passes(own), common_noise=False),
@@ -129,28 +126,29 @@ def _passes(estimator: Denoising) -> int:
     return EVALUATIONS_PER_LEVEL // (2 if estimator.antithetic else 1)
 
 
-def _first_passes(table: LogLikTable, levels: int, passes: int) -> LogLikTable:
-    """What the estimator would have given with fewer repeats: its draws come pass by pass."""
-    kept = slice(0, levels * passes)
-    share = len(table.level[kept]) / len(table.level)
-    return replace(
-        table,
-        draws=table.draws[kept],
-        log_snr=table.log_snr[kept],
-        level=table.level[kept],
-        nfe=np.round(table.nfe * share).astype(np.int64),
+def _first_passes(table: EvidenceTable, levels: int, passes: int) -> EvidenceTable:
+    """What the estimator of a table of one source would have given with fewer repeats: its draws come pass by pass."""
+    (name, block), kept = next(iter(table.blocks.items())), slice(0, levels * passes)
+    share = len(block.level[kept]) / len(block.level)
+    fewer = replace(
+        block,
+        draws=block.draws[kept],
+        log_snr=block.log_snr[kept],
+        level=block.level[kept],
+        nfe=np.round(block.nfe * share).astype(np.int64),
     )
+    return replace(table, blocks={name: fewer})
 
 
-def _calibrated(run: Run, test: LogLikTable, val: LogLikTable, passes: int) -> _Point:
-    levels = len(np.unique(test.level))
+def _calibrated(run: Run, test: EvidenceTable, val: EvidenceTable, passes: int) -> _Point:
+    levels = test.only.n_levels
     test, val = (_first_passes(table, levels, passes).usable() for table in (test, val))
     calibration = fit_calibration(val, val.log_shares, seed=run.config.seed)
     prob = bayes(test, run.log_prior, calibration).prob
     return _Point(float(test.nfe.mean()), prob, test.labels, run.facts.info.positive)
 
 
-def _as_it_is(table: LogLikTable, positive: int) -> _Point:
+def _as_it_is(table: EvidenceTable, positive: int) -> _Point:
     """Log-likelihoods at their word, at a uniform prior."""
     table = table.usable()
     return _Point(float(table.nfe.mean()), at_its_word(table).prob, table.labels, positive)
@@ -158,44 +156,44 @@ def _as_it_is(table: LogLikTable, positive: int) -> _Point:
 
 @dataclass(frozen=True)
 class _Replay:
-    """Stands for ``Denoising`` where its draws are in a table already: the same passes, without the network."""
+    """Stands for a source whose draws are in a table already: the same passes, without the network."""
 
-    table: LogLikTable
+    table: EvidenceTable
     levels: int
-    antithetic: bool
-    kind: Literal["class-score"] = "class-score"
+    evaluations: int
+    name: str = "score"
 
     def passes(
-        self, score: Score, x: Tensor, draws: Draws, numbers: range, classes: Tensor | None = None
-    ) -> tuple[NDArray[np.float64], Tensor]:
-        row = self.table.keys.index(draws.keys[0])
+        self, x: Tensor, keys: Sequence[str], numbers: range, classes: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        row, block = self.table.keys.index(keys[0]), self.table.only
         kept = slice(numbers.start * self.levels, numbers.stop * self.levels)
-        values = self.table.draws[kept, row : row + 1]
-        log_snr = torch.from_numpy(self.table.log_snr[kept, row : row + 1].T)
-        return (values if classes is None else values[..., classes.numpy()]), log_snr
+        values, log_snr = block.draws[kept, row : row + 1], block.log_snr[kept, row : row + 1]
+        return (values if classes is None else values[..., classes]), log_snr
 
 
-def _sequential(run: Run, own: Denoising, test: LogLikTable, val: LogLikTable, target_error: float) -> _Point:
+def _sequential(
+    run: Run, own: Denoising, test: EvidenceTable, val: EvidenceTable, target_error: float
+) -> _Point:
     """Sequential decisions, with the calibration that the default number of draws has on validation images."""
     few = _first_passes(val, own.levels, own.repeats).usable()
-    calibration: Calibration = fit_calibration(few, few.log_shares, seed=run.config.seed)
+    calibration = fit_calibration(few, few.log_shares, seed=run.config.seed)
     test = test.usable()
-    replay: Any = _Replay(test, own.levels, own.antithetic)
-    rule = Sequential(calibration, run.log_prior, _passes(own), target_error, replay)
-    result = rule(run.score, torch.empty(len(test)), Draws(run.config.seed, test.keys))
-    n_classes = test.draws.shape[2]
+    replay: Any = _Replay(test, own.levels, 2 if own.antithetic else 1)
+    rule = Sequential(calibration, run.log_prior, [replay], _passes(own), target_error)
+    result = rule(torch.empty(len(test)), test.keys)
     return _Point(
-        float(result.evaluations.mean()) / n_classes,
+        float(result.evaluations.mean()) / test.n_classes,
         result.posterior.prob,
         test.labels,
         run.facts.info.positive,
     )
 
 
-def _paper_so_far(run: Run, test: ImageSet) -> LogLikTable | None:
+def _paper_so_far(run: Run, test: ImageSet) -> EvidenceTable | None:
     """What the speed benchmark has stored of the paper's computation on these images."""
     folder = parts_folder(run, test, paper_at_best(run, len(test)))
-    table = LogLikTable.read(folder) if any(folder.glob("part-*.parquet")) else None
+    table = EvidenceTable.read(folder) if any(folder.glob("part-*.parquet")) else None
     return table if table is not None and len(set(table.labels.tolist())) > 1 else None
 
 

@@ -13,7 +13,7 @@ from scorebayes.benchmark.trained.corruptions import CORRUPTIONS
 from scorebayes.benchmark.trained.foreign import FOREIGN
 from scorebayes.data.base import Record
 from scorebayes.data.load import ImageSet
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.likelihood import Likelihood
 from scorebayes.errors import DataError
 from scorebayes.runs.run import Run
@@ -73,7 +73,7 @@ def _with_channels(picture: NDArray, channels: int) -> NDArray:
     return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 and channels == 3 else picture
 
 
-def split_table(run: Run, images: ImageSet, split: str) -> LogLikTable:
+def split_table(run: Run, images: ImageSet, split: str) -> EvidenceTable:
     """The run's own table of these images of a split; scored first where that was not done. All must have values."""
     if not table_path(run, split).exists():
         score_split(run, split)
@@ -82,7 +82,7 @@ def split_table(run: Run, images: ImageSet, split: str) -> LogLikTable:
     return table.rows(np.array([row_of[key] for key in images.keys]))
 
 
-def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTable:
+def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> EvidenceTable:
     """The table of any images, kept under ``benchmark/images`` of the run: what is there is not scored again.
 
     A part is found by its content (what scores, keys and pixels), so that it can never be of other images.
@@ -95,6 +95,6 @@ def score_images(run: Run, images: ImageSet, likelihood: Likelihood) -> LogLikTa
         digest = hashlib.blake2b(maker.encode() + np.ascontiguousarray(part.images).tobytes(), digest_size=12)
         place = folder / digest.hexdigest()
         if not (place / "part-000000.parquet").exists():
-            score_batch(run, part, likelihood).write_part(place, 0)
-        tables.append(LogLikTable.read(place))
-    return LogLikTable.concatenate(tables).with_labels(images.labels)
+            score_batch(run, part, likelihood).write_part(place / "part-000000.parquet")
+        tables.append(EvidenceTable.read(place))
+    return EvidenceTable.concatenate(tables).with_labels(images.labels)

@@ -24,16 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scorebayes.baselines import Baseline, fit_baseline
-from scorebayes.data import open_source
 from scorebayes.data.load import ImageSet
 from scorebayes.data.sources.phantom import Phantom
 from scorebayes.decision.posterior import bayes
 from scorebayes.errors import ConfigError
-from scorebayes.explain.maps import Map, explain, integrated_gradients, smooth
+from scorebayes.evidence.base import Map
+from scorebayes.evidence.gradients import integrated_gradients
+from scorebayes.explain.maps import explain, smooth
 from scorebayes.metrics import clustered_bootstrap
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
 
 OURS, CAM, GRADIENTS, RANDOM = "evidence", "grad-cam", "integrated-gradients", "random"
 NETWORK = "resnet18"
@@ -62,7 +63,7 @@ def measure_evidence(runs: Sequence[Run], images: int, *, steps: int | None = No
 
 
 def _measure(run: Run, limit: int, steps: int | None) -> dict[str, Any]:
-    test = load_split(run, "test").drawn(limit, run.config.seed)
+    test = run.images("test").drawn(limit, run.config.seed)
     baseline = fit_baseline(run, NETWORK, steps)
     with progress_bar(f"evidence {run.facts.info.name}", 2 * len(test)) as advance:
         lesion = None
@@ -95,7 +96,7 @@ def lesion_shares(
     images; both also after smoothing. With patient-bootstrap intervals, and the paired differences between ours and the
     others. A map that is zero everywhere counts as even. ConfigError where the images are not in the phantom's own geometry.
     """
-    source = cast(Phantom, open_source(run.config.data.source, **(run.config.data.options or {})))
+    source = cast(Phantom, run.reader.source)
     if run.config.prepare.steps or run.config.prepare.size != source.size:
         raise ConfigError(
             f"lesions are known in the phantom's own geometry, {source.size} pixels and no steps of preparation.",
@@ -203,7 +204,7 @@ def _areas(curves: Mapping[str, Sequence[NDArray]], patients: Sequence[str]) -> 
 
 
 def _posterior(run: Run, x: Tensor, key: str) -> NDArray[np.float64]:
-    table = run.log_lik(x, [key] * len(x))
+    table = run.evidence(x, [key] * len(x))
     return bayes(table, run.log_prior, run.calibration).prob
 
 
@@ -214,7 +215,7 @@ def _blurred(x: Tensor) -> Tensor:
 
 def _mean_image(run: Run) -> NDArray[np.float32]:
     """Mean over the classes of their mean training image, standardised [1, C, S, S]: what speaks for no class."""
-    train = load_split(run, "train")
+    train = run.images("train")
     of_class = [
         run.standardise(train.images[train.labels == y].mean(axis=0, keepdims=True)).numpy()
         for y in range(len(run.facts.classes))

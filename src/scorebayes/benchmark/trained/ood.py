@@ -18,24 +18,24 @@ from scorebayes.benchmark.trained.foreign import FOREIGN, pictures
 from scorebayes.benchmark.trained.images import as_images, foreign, score_images, split_table
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.decision.typicality import SHARE_FLAGGED, Typicality, fit_typicality
 from scorebayes.diffusion.likelihood import DenoisingBound
 from scorebayes.metrics import delong, risk_coverage, wilson
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.looks import pixels, reference_pixels
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
+from scorebayes.tasks.classify import reference_pixels
 
 
 def measure_ood(run: Run, images: int, data_root: Path) -> dict[str, Any]:
     """Share flagged and AUC of every kind of foreign image; also written to ``RUN/ood.json``.
 
     images: how many of every kind, and how many test and validation images the likelihood is computed of; typicality is
-    judged on all test images. The data root is searched for other modalities (``scorebayes.benchmark.trained.foreign.pictures``).
-    """
+    judged on all test images. The data root is searched for other modalities
+    (``scorebayes.benchmark.trained.foreign.pictures``)."""
     seed, bound = run.config.seed, DenoisingBound()
-    test, val = load_split(run, "test"), load_split(run, "val")
+    test, val = run.images("test"), run.images("val")
     judge, stored = _judge(run, val)
     some, some_val = test.drawn(images, seed), val.drawn(images, seed)
     found = pictures(data_root, run.facts.info.name, images, np.random.default_rng(seed))
@@ -46,7 +46,7 @@ def measure_ood(run: Run, images: int, data_root: Path) -> dict[str, Any]:
         limit = float(np.quantile(_nats(run, some_val, bound), SHARE_FLAGGED))
         advance(1, "validation images")
         table = split_table(run, test, "test")
-        here = _Measures(judge.distance(table, pixels(run, test)), _nats(run, some, bound))
+        here = _Measures(judge.distance(table, run.pixels(test)), _nats(run, some, bound))
         advance(2, "test images")
         rows = {}
         for done, (name, (strange, refused)) in enumerate(kinds.items(), 3):
@@ -78,7 +78,7 @@ def measure_ood(run: Run, images: int, data_root: Path) -> dict[str, Any]:
     return content
 
 
-def _coverage(run: Run, test: ImageSet, table: LogLikTable, typical: NDArray[np.bool_]) -> dict[str, Any]:
+def _coverage(run: Run, test: ImageSet, table: EvidenceTable, typical: NDArray[np.bool_]) -> dict[str, Any]:
     """Coverage and risk of the test images, of all and of the typical ones (both shares are of all of them)."""
     posterior = bayes(table, run.log_prior, run.calibration)
     curves = {}
@@ -113,7 +113,7 @@ class _Measures(NamedTuple):
 
 def _nats(run: Run, images: ImageSet, bound: DenoisingBound) -> NDArray[np.float64]:
     """log p(x), the classes weighted by the prior [N]."""
-    return logsumexp(score_images(run, images, bound).nats + run.log_prior, axis=1)
+    return logsumexp(score_images(run, images, bound).only.nats + run.log_prior, axis=1)
 
 
 def _row(
@@ -130,7 +130,7 @@ def _row(
     if not len(images):
         return {**row, "flagged": 1.0, "flagged_by_likelihood": 1.0}
     table = score_images(run, images, run.likelihood)
-    there = _Measures(judge.distance(table, pixels(run, images)), _nats(run, images, bound))
+    there = _Measures(judge.distance(table, run.pixels(images)), _nats(run, images, bound))
     flagged = int((there.distance > judge.threshold).sum()) + refused
     by_levels = int((judge.level_distance(table) > judge.threshold).sum()) + refused
     low = int((there.nats < limit).sum()) + refused

@@ -22,9 +22,8 @@ from scorebayes.errors import ConfigError
 from scorebayes.metrics import compare, delong, holm
 from scorebayes.plots.heat import as_file, heat_map
 from scorebayes.progress import progress_bar
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.looks import pixels
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
 
 OURS = "ScoreBayes"
@@ -41,7 +40,7 @@ def measure_robustness(run: Run, images: int, severities: Sequence[int]) -> dict
     """
     if not severities or not set(severities) <= set(SEVERITIES):
         raise ConfigError(f"severities {list(severities)}.", "Give some of 1, 2, 3, 4, 5, such as 1,3,5.")
-    some = load_split(run, "test").drawn(images, run.config.seed)
+    some = run.images("test").drawn(images, run.config.seed)
     positive = run.facts.info.positive
     if len(set(some.labels == positive)) < 2:
         raise ConfigError(f"{len(some)} test images show one class only.", "Raise --images.")
@@ -106,7 +105,7 @@ def _ours(run: Run, images: ImageSet) -> tuple[NDArray[np.float64], float | None
     judge = run.decision.typicality
     if judge is None:
         return prob, None
-    distance = judge.distance(table, pixels(run, images))
+    distance = judge.distance(table, run.pixels(images))
     return prob, float((distance > judge.threshold).mean())
 
 

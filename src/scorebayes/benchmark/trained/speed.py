@@ -30,8 +30,8 @@ from scorebayes.diffusion.likelihood import PaperFlow
 from scorebayes.diffusion.likelihood.flow import velocity
 from scorebayes.diffusion.score import Denoiser, training_loss
 from scorebayes.metrics import auc_interval, delong, delong_test
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
 
 BATCH_CALL = 4  # images a network call where latency is measured in batches: the estimator's default
 OURS = "default"
@@ -67,7 +67,7 @@ def measure_speed(
 
 
 def _speed_of(run: Run, images: int, literal_images: int) -> dict[str, Any]:
-    some = some_images(load_split(run, "test"), images, run.config.seed)
+    some = some_images(run.images("test"), images, run.config.seed)
     paper = paper_at_best(run, images)
     contestants = [
         Contestant(OURS, run.likelihood, images, whole=True),
@@ -177,10 +177,10 @@ def _latency(run: Run, x: Tensor, keys: Sequence[str]) -> dict[str, Any]:
     before = torch.get_num_threads()
     for title, threads in (("one_thread", 1), ("two_threads", 2)):
         torch.set_num_threads(threads)
-        wall, cpu = _median_ms(lambda: run.log_lik(x[:1], keys[:1]), 9)
+        wall, cpu = _median_ms(lambda: run.evidence(x[:1], keys[:1]), 9)
         found[title] = {"wall_ms_one_image": wall, "cpu_ms_one_image": cpu}
         for together, likelihood in by_call.items():
-            wall, cpu = _median_ms(partial(run.log_lik, x[batch], names, likelihood), 2)
+            wall, cpu = _median_ms(partial(run.evidence, x[batch], names, likelihood), 2)
             found[title][f"batch_of_64_{together}_per_call"] = {
                 "wall_ms_per_image": wall / 64,
                 "cpu_ms_per_image": cpu / 64,

@@ -14,8 +14,8 @@ from typing import Any
 
 from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark.names import MORE, OURS, PARTS, WITHOUT_OURS
-from scorebayes.benchmark.stored.earlier import ABOUT, OWN, Earlier
+from scorebayes.benchmark.names import MORE, OURS, WITHOUT_OURS, is_alone
+from scorebayes.benchmark.stored.earlier import ABOUT, Earlier
 from scorebayes.benchmark.stored.posteriors import posteriors_path, write_posteriors
 from scorebayes.benchmark.training.copies import near_copies
 from scorebayes.benchmark.training.seeds import (
@@ -39,7 +39,8 @@ from scorebayes.benchmark.training.summary import (
     val_log_loss,
 )
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.runs.run import environment, open_run
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import open_run
 from scorebayes.storage.atomic import write_atomically
 
 
@@ -115,7 +116,7 @@ def run_benchmark(
         classes = first.facts.classes
         each = [earlier.add(of, known, seed, classes) for of, seed in zip(each, seeds, strict=True)]
     if earlier and keep_ours:
-        models, about = earlier.entries(OWN), earlier.about
+        models, about = earlier.entries(earlier.own), earlier.about
     else:
         models, about = _own_entries(outcomes), _about(outcomes[0])
     for baseline in BASELINES:
@@ -133,7 +134,8 @@ def run_benchmark(
         if model in WITHOUT_OURS:
             rivals = dict.fromkeys([*compared, WITHOUT_OURS[model]])
             paired[model] = adjusted_leads(each, model, list(rivals))
-    answered = [name for name in (OURS, MORE, *PARTS, *compared, *mixed) if name in each[0].prob]
+    parts = filter(is_alone, each[0].prob)
+    answered = [name for name in (OURS, MORE, *parts, *compared, *mixed) if name in each[0].prob]
     content = {
         "benchmark": name,
         "command": _command(name, len(seeds), baselines, flags),

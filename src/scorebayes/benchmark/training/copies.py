@@ -14,9 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scorebayes.benchmark.stored.answers import Answers
-from scorebayes.benchmark.training.summary import spread
-from scorebayes.runs.inputs import load_split
+from scorebayes.benchmark.stored.answers import Answers, spread
 from scorebayes.runs.run import Run
 
 NEAR = 0.99
@@ -43,7 +41,7 @@ def near_copies(runs: Sequence[Run], each: Sequence[Answers], models: Sequence[s
 def closest(run: Run) -> pd.Series:
     """Of every test image of a run, by its id and in the order of its split: the highest correlation with a training image
     or its mirror image."""
-    train, test = load_split(run, "train").images, load_split(run, "test")
+    train, test = run.images("train").images, run.images("test")
     seen = _normalised(np.concatenate([train, train[..., ::-1]]))
     return pd.Series((_normalised(test.images) @ seen.T).max(axis=1), index=list(test.keys))
 

@@ -24,7 +24,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from scorebayes.baselines import BASELINES
-from scorebayes.benchmark.names import CONTROL, OURS, PARTS, REFERENCE, WITHOUT_OURS
+from scorebayes.benchmark.names import CONTROL, OURS, REFERENCE, WITHOUT_OURS, is_alone
 from scorebayes.benchmark.shown.figures import COLOURS
 from scorebayes.benchmark.training.seeds import BENCHMARKS, Benchmark, Outcome, pretrain, train_beside
 from scorebayes.benchmark.training.summary import (
@@ -41,7 +41,8 @@ from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
 from scorebayes.data.split import largest_per_class, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.runs.run import Run, environment
+from scorebayes.runs.device import environment
+from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
 
 CHEAPER, CHEAPER_PRESET = {"train": {"batch": 32, "val_images": 128}}, {"small": "light"}
@@ -348,7 +349,7 @@ def draw_curve(measured: Mapping[str, Any], path: Path) -> None:
             left.plot(x, [f["mean"] for f in found], marker="o", markersize=4, color=colour, label=name)
             low, high = zip(*((min(f["values"]), max(f["values"])) for f in found), strict=True)
             left.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            if name not in (OURS, *PARTS, CONTROL):
+            if name not in (OURS, CONTROL) and not is_alone(name):
                 ours, rival = (name, WITHOUT_OURS[name]) if name in WITHOUT_OURS else (OURS, name)
                 ahead = [point["paired"][ours][rival] for point in points]
                 low, high = zip(*(lead["auc_difference_ci95"] for lead in ahead), strict=True)

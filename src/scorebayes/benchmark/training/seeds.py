@@ -17,13 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read_predictions
-from scorebayes.benchmark.names import MORE, OURS, PIXELS_ALONE, WAVELETS_ALONE
+from scorebayes.benchmark.names import MORE, OURS, alone
 from scorebayes.benchmark.stored.answers import Answers
 from scorebayes.benchmark.stored.posteriors import class_indices
 from scorebayes.decision.calibration import fit_calibration
 from scorebayes.decision.posterior import bayes
 from scorebayes.errors import DataError
-from scorebayes.runs.run import Run, pick_device
+from scorebayes.runs.device import pick_device
+from scorebayes.runs.run import Run
 from scorebayes.stages import train as stages
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.score import read_table, score_split
@@ -204,17 +205,14 @@ def _own_answers(run: Run) -> Answers:
 
 
 def _parts_alone(run: Run) -> dict[str, NDArray[np.float64]]:
-    """Posteriors of the images that could be answered, by each part of the evidence alone; none where there is one part."""
-    if run.wavelets is None:
+    """Posteriors of the images that could be answered, by each source of evidence alone; none where there is one source."""
+    if len(run.sources) < 2:
         return {}
-    tables = [read_table(run, split).usable() for split in ("val", "test")]
+    val, test = (read_table(run, split).usable() for split in ("val", "test"))
     found = {}
-    for name, silenced in ((PIXELS_ALONE, "wavelets"), (WAVELETS_ALONE, "draws")):
-        val, test = (
-            replace(table, **{silenced: np.zeros_like(getattr(table, silenced))}) for table in tables
-        )
-        calibration = fit_calibration(val, val.log_shares, seed=run.config.seed)
-        found[name] = bayes(test, run.log_prior, calibration).prob
+    for name in run.sources:
+        calibration = fit_calibration(val.alone(name), val.log_shares, seed=run.config.seed)
+        found[alone(name)] = bayes(test.alone(name), run.log_prior, calibration).prob
     return found
 
 

@@ -13,11 +13,11 @@ from scorebayes.benchmark.names import (
     CONTROL,
     ENSEMBLE,
     OURS,
-    PARTS,
     REFERENCE,
     WITH_REFERENCE,
+    is_alone,
 )
-from scorebayes.benchmark.stored.answers import Answers, mean_answers, seed_mean_difference
+from scorebayes.benchmark.stored.answers import Answers, mean_answers, seed_mean_difference, spread
 from scorebayes.benchmark.training.seeds import Outcome
 from scorebayes.decision.posterior import mean_posterior
 from scorebayes.metrics import holm
@@ -39,12 +39,6 @@ def summarise(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if len(intervals) == len(each):
             test[metric]["ci95"] = np.mean(intervals, axis=0).tolist()
     return {"test": test}
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (None of a single seed) and values over the seeds."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": [float(v) for v in values]}
 
 
 def ensemble_entry(model: str, entry: Mapping[str, Any], each: Sequence[Answers]) -> dict[str, Any]:
@@ -111,8 +105,8 @@ def own_entry(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict
 
 
 def part_entries(each: Sequence[Answers]) -> dict[str, dict[str, Any]]:
-    """Results of the parts of our evidence alone, where there are two; their cost is in that of our model."""
-    parts = [name for name in PARTS if name in each[0].prob]
+    """Results of our sources of evidence alone, where there are several; their cost is in that of our model."""
+    parts = [name for name in each[0].prob if is_alone(name)]
     return {name: summarise([answers.metrics(name) for answers in each]) for name in parts}
 
 
@@ -173,8 +167,7 @@ def _known_sum(values: Sequence[float | None]) -> float | None:
 
 
 def _training_seconds(run: Run) -> float:
-    """Of the run, its wavelets and the run it started from."""
+    """Of all sources of the run, and of the run it started from."""
     start = run.start
     before = _training_seconds(start) if start else 0.0
-    before += run.wavelets.seconds if run.wavelets else 0.0
-    return before + float(run.checkpoints.entries("state")[-1]["seconds"])
+    return before + sum(source.seconds for source in run.sources.values())

@@ -7,6 +7,7 @@ they may quote the value of any tag.
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -49,7 +50,25 @@ def read_dicom(path: Path, *, modalities: Collection[str] = (), window: bool = T
     Raises DataError for what is no single grey-scale image, is damaged, or needs a decoder that is not
     installed.
     """
-    dataset = _parse(path)
+    require_file(path)
+    with path.open("rb") as file:
+        return _image(path, _parse(path, file), modalities, window)
+
+
+def open_dicom(
+    path: Path, file: BinaryIO, modalities: Collection[str] = ()
+) -> tuple[NDArray[np.float32], str, str]:
+    """The same of a file that is open, with laterality ("L", "R" or "") and view ("CC", "MLO", another code, or "") by the
+    header; no other tag is given out."""
+    dataset = _parse(path, file)
+    with _decoding(path):
+        side, view = _side_and_view(dataset)
+    return _image(path, dataset, modalities), side, view
+
+
+def _image(
+    path: Path, dataset: pydicom.Dataset, modalities: Collection[str], window: bool = True
+) -> NDArray[np.float32]:
     with _decoding(path):
         _require_grey_image(path, dataset, modalities)
         stored = dataset.pixel_array
@@ -75,24 +94,19 @@ def read_dicom(path: Path, *, modalities: Collection[str] = (), window: bool = T
 
 def dicom_bits(path: Path) -> int:
     """Bits stored per pixel, 1 to 16. DataError where the header does not say."""
-    with _decoding(path):
-        return _whole_number(path, _parse(path), "BitsStored", 16)
+    require_file(path)
+    with path.open("rb") as file, _decoding(path):
+        return _whole_number(path, _parse(path, file), "BitsStored", 16)
 
 
-def dicom_tags(path: Path) -> tuple[str, str]:
-    """Laterality ("L", "R" or "") and view ("CC", "MLO", another code, or "") by the header; no other tag is
-    given out.
-
-    CBIS-DDSM writes the view into Patient Orientation.
-    """
-    with _decoding(path):
-        dataset = _parse(path)
-        side = _code(dataset, "ImageLaterality") or _code(dataset, "Laterality")
-        view = _code(dataset, "ViewPosition")
-        orientation = _code(dataset, "PatientOrientation")
-        if not view and orientation in ("CC", "MLO"):
-            view = orientation
-        return (side[:1] if side in ("L", "R", "LEFT", "RIGHT") else "", view if view.isalpha() else "")
+def _side_and_view(dataset: pydicom.Dataset) -> tuple[str, str]:
+    """CBIS-DDSM writes the view into Patient Orientation."""
+    side = _code(dataset, "ImageLaterality") or _code(dataset, "Laterality")
+    view = _code(dataset, "ViewPosition")
+    orientation = _code(dataset, "PatientOrientation")
+    if not view and orientation in ("CC", "MLO"):
+        view = orientation
+    return (side[:1] if side in ("L", "R", "LEFT", "RIGHT") else "", view if view.isalpha() else "")
 
 
 def _code(dataset: pydicom.Dataset, keyword: str) -> str:
@@ -123,14 +137,14 @@ def _decoding(path: Path) -> Iterator[None]:
         logger.disabled = silent
 
 
-def _parse(path: Path) -> pydicom.Dataset:
-    size = require_file(path).st_size
+def _parse(path: Path, file: BinaryIO) -> pydicom.Dataset:
+    size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
         raise DataError(
             f"{path} is {size / 1e6:.0f} MB large, at most {MAX_BYTES / 1e6:.0f} MB are read.",
             "Leave it out.",
         )
-    data = path.read_bytes()
+    data = file.read()
     if data[128:132] != b"DICM":
         start = data[:256].lstrip().lower()
         if start.startswith((b"<!doctype", b"<html", b"<?xml")):

@@ -12,14 +12,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
-from scorebayes.data.pixels.dicom import dicom_bits, dicom_tags, read_dicom
+from scorebayes.data.pixels.dicom import dicom_bits, open_dicom
 from scorebayes.data.pixels.files import require_file
 from scorebayes.errors import DataError
 
@@ -32,24 +34,39 @@ _UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, IndexError
 _AGAIN = "Copy or download it again, or leave it out."
 
 
-def read_image(path: Path, bits: int | None = None, modalities: Sequence[str] = ()) -> NDArray:
-    """[H, W] or [H, W, 3] float32 in [0, 1]; an alpha channel is dropped. DataError names the file and the
-    cause.
+@dataclass(frozen=True)
+class Picture:
+    """What a file holds: pixels [H, W] or [H, W, 3] float32 in [0, 1], and what a DICOM header says of side ("L", "R" or
+    "") and view."""
+
+    pixels: NDArray
+    laterality: str = ""
+    view: str = ""
+
+
+def open_picture(path: Path, bits: int | None = None, modalities: Sequence[str] = ()) -> Picture:
+    """Read a file, which is opened once; an alpha channel is dropped. DataError names the file and the cause.
 
     ``bits`` is the true depth of images stored in 16 bits (a 12-bit image in a 16-bit file); without it they
     are taken to use all 16. Floating-point arrays must lie in [0, 1] already. Colour is read at 8 bits.
     ``modalities``: those a DICOM file may be of; empty for any.
     """
     require_file(path)
-    kind = _kind(path)
-    if kind == "dicom":
-        return read_dicom(path, modalities=modalities)
-    pixels = _read_npy(path) if kind == "npy" else _read_picture(path)
+    with path.open("rb") as file:
+        kind = _kind(path, file)
+        if kind == "dicom":
+            return Picture(*open_dicom(path, file, modalities))
+        pixels = _read_npy(path, file) if kind == "npy" else _read_picture(path, file)
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2, 4):
         pixels = pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
     if pixels.size == 0 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise DataError(f"{path} has shape {pixels.shape}.", "Expected one image, (H, W) or (H, W, 3).")
-    return to_unit(pixels, path, bits)
+    return Picture(to_unit(pixels, path, bits))
+
+
+def read_image(path: Path, bits: int | None = None, modalities: Sequence[str] = ()) -> NDArray:
+    """The pixels of ``open_picture``."""
+    return open_picture(path, bits, modalities).pixels
 
 
 def may_be_image(path: PurePath) -> bool:
@@ -57,23 +74,18 @@ def may_be_image(path: PurePath) -> bool:
     return path.suffix.lower() in (*SUFFIXES, "")
 
 
-def read_tags(path: Path) -> tuple[str, str]:
-    """Laterality and view by the header of a DICOM file; ("", "") for other files."""
-    require_file(path)
-    return dicom_tags(path) if _kind(path) == "dicom" else ("", "")
-
-
 def image_bits(path: Path) -> int:
     """Bit depth of the stored grey values, from the header: 8 or 16, or what a DICOM file declares."""
     require_file(path)
-    kind = _kind(path)
-    if kind == "dicom":
-        return dicom_bits(path)
-    if kind == "npy":
-        with _decoding(path):
-            return 8 if np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize == 1 else 16
-    with _decoding(path), Image.open(path) as image:
-        return 16 if image.mode in (*_GREY_16, "F") else 8
+    with path.open("rb") as file:
+        kind = _kind(path, file)
+        if kind == "dicom":
+            return dicom_bits(path)
+        if kind == "npy":
+            with _decoding(path):
+                return 8 if _mapped(file).dtype.itemsize == 1 else 16
+        with _decoding(path), Image.open(file) as image:
+            return 16 if image.mode in (*_GREY_16, "F") else 8
 
 
 def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray]:
@@ -116,15 +128,16 @@ def _decoding(path: Path, problem: str = "cannot be decoded") -> Iterator[None]:
         ) from error
 
 
-def _kind(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(512)
+def _kind(path: Path, file: BinaryIO) -> str:
+    """By the content. DICM at byte 128 decides first: what stands before it may be the beginning of any other format."""
+    head = file.read(512)
+    file.seek(0)
+    if head[128:132] == b"DICM":
+        return "dicom"
     if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "picture"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
-    if head[128:132] == b"DICM":
-        return "dicom"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise DataError(
             f"{path} is a web page, not an image (a download that failed?).", "Download it again."
@@ -142,8 +155,8 @@ def _check_size(path: Path, n_pixels: int) -> None:
         )
 
 
-def _read_picture(path: Path) -> NDArray:
-    with _decoding(path), Image.open(path, formats=("PNG", "JPEG", "TIFF")) as file:
+def _read_picture(path: Path, opened: BinaryIO) -> NDArray:
+    with _decoding(path), Image.open(opened, formats=("PNG", "JPEG", "TIFF")) as file:
         _check_size(path, file.width * file.height)
         white_is_zero = False
         if isinstance(file, TiffImageFile):
@@ -164,11 +177,25 @@ def _read_picture(path: Path) -> NDArray:
         return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
 
 
-def _read_npy(path: Path) -> NDArray:
+def _read_npy(path: Path, file: BinaryIO) -> NDArray:
     with _decoding(path):
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = _mapped(file)
         _check_size(path, mapped.size)
         return np.array(mapped)
+
+
+def _mapped(file: BinaryIO) -> NDArray:
+    """The array of an NPY file, of which nothing is read yet. ValueError for pickles."""
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"NPY version {version} is not read")
+    shape, fortran, dtype = header[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def to_unit(pixels: NDArray, path: Path | str, bits: int | None = None) -> NDArray:

@@ -108,6 +108,7 @@ class Folder:
             classes=names,
             positive=number,
             bits=bits or depth,
+            file_bits=bits,
             channels=3 if colour else 1,
             access="local",
         )

@@ -6,7 +6,8 @@ A new estimator is one file here with a class that fits ``Likelihood`` (see ``ba
 from __future__ import annotations
 
 from scorebayes.diffusion.likelihood.base import Kind, Likelihood, LogProb
-from scorebayes.diffusion.likelihood.denoising import Denoising, DenoisingBound
+from scorebayes.diffusion.likelihood.bound import DenoisingBound
+from scorebayes.diffusion.likelihood.denoising import Denoising
 from scorebayes.diffusion.likelihood.flow import Flow, PaperFlow
 
 LIKELIHOODS: dict[str, type] = {

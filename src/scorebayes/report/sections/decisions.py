@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from scorebayes import metrics
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.plots import charts as figures
 from scorebayes.plots.charts import short
 from scorebayes.plots.heat import heat_map
@@ -60,135 +59,109 @@ def posteriors(run: Run) -> Section:
         )
         numbers |= {"median_std_error": middle, "log_odds": value, "std_error": error}
     words = [] if len(panels) > 1 else ["Not done: log-odds are not recorded in the predictions."]
-    if run.loglik is None:
-        words.append("Not done: the log-likelihood table of this split is absent.")
-    else:
-        own, other, label, truth, own_error = _class_values(run, run.loglik)
-        if len(own):
-            order = [y for y in range(len(run.classes)) if y != run.positive]
-            order.insert(1, run.positive)  # which gives it the colour that it has everywhere
-            of = {short(run.classes[y]): own[truth == y] for y in order}
-            caption = (
-                "What the estimator gives each image under its own class, by class. The bar at the top is two standard "
-                "errors of a typical image."
-            )
-            title_of = "Under the true class"
-            panels.append(
-                Panel(figures.histograms(of, own_error, "class-likelihood", label, title_of), caption)
-            )
-            numbers |= {"own_class": own, "best_other_class": other, "own_class_std_error": own_error}
-            caption = (
-                "Right of 0 the true class explains the image better than any other, before prior and bias."
-            )
-            panels.append(Panel(figures.class_values(own, other, label), caption))
-            numbers["true_class_fits_best"] = float(np.mean(own > other))
+    if run.evidence is None:
+        words.append("Not done: the evidence table of this split is absent.")
+    elif len(run.evidence):
+        for name, block in run.evidence.blocks.items():
+            if block.kind == "log-ratio":  # says nothing of the image under one class alone
+                continue
+            more, found = _class_values(run, run.evidence, name)
+            panels += more
+            numbers |= found
     return Section("posteriors", title, words, panels=panels, numbers=numbers)
 
 
-class _LevelMeans(NamedTuple):
-    """Labels [N], log-SNR [L], mean of each image, level and class [N, L, Y] and its variance (NaN for one draw); what the
-    wavelets say [N, Y], zero where they were not asked."""
-
-    labels: NDArray[np.int64]
-    log_snr: NDArray[np.float64]
-    values: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    wavelets: NDArray[np.float64]
-
-
-def _level_means(table: pd.DataFrame) -> _LevelMeans:
-    """Of the scored images with a label and finite values."""
-    table = table[(table["status"] == "ok") & (table["label"] >= 0)]
-    grouped = table.groupby(["image_id", "level", "class"], sort=True)["value"]
-    n_levels, n_classes = table["level"].nunique(), table["class"].nunique()
-
-    def array(column: pd.Series) -> NDArray[np.float64]:
-        wide = column.unstack(["level", "class"]).sort_index(axis=1)
-        return wide.to_numpy(np.float64).reshape(len(wide), n_levels, n_classes)
-
-    values, variance = array(grouped.mean()), array(grouped.var() / grouped.size())
-    labels = table.groupby("image_id", sort=True)["label"].first().to_numpy(np.int64)
-    usable = np.isfinite(values).all((1, 2))
-    log_snr = table.groupby("level", sort=True)["log_snr"].mean().to_numpy(np.float64)
-    wavelets = np.zeros((len(labels), n_classes))
-    if "wavelets" in table:
-        per_class = table.groupby(["image_id", "class"], sort=True)["wavelets"].first()
-        wavelets = per_class.unstack("class").to_numpy(np.float64)
-    return _LevelMeans(labels[usable], log_snr, values[usable], variance[usable], wavelets[usable])
-
-
-def _class_values(
-    run: Run, table: pd.DataFrame
-) -> tuple[NDArray, NDArray, str, NDArray[np.int64], float | None]:
-    """Value of the true class and of the best other one [N], what the value is called, labels [N], a typical error."""
-    labels, _, values, variance, _ = _level_means(table)
-    kind = str(table["kind"].iloc[0]) if "kind" in table else "class-score"
-    weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
-    label = {"density": "log-likelihood [nats]", "lower-bound": "bound [nats]"}.get(kind, kind)
-    if kind == "class-score" and len(weights) == values.shape[1]:
+def _class_values(run: Run, table: EvidenceTable, name: str) -> tuple[list[Panel], dict[str, Any]]:
+    """What a source gives each image under its true class and under the best other one."""
+    block, weights = table.blocks[name], run.weights.get(name, np.empty(0))
+    label = {"density": "log-likelihood [nats]", "lower-bound": "bound [nats]"}.get(block.kind, block.kind)
+    if block.kind == "class-score" and len(weights) == block.n_levels:
         label = "weighted class score"
     else:
-        weights = np.full(values.shape[1], 1 / values.shape[1])
-    total = np.einsum("nly,l->ny", values, weights)
-    rows = np.arange(len(labels))
+        weights = np.full(block.n_levels, 1 / block.n_levels)
+    total = np.einsum("nly,l->ny", block.level_means, weights)
+    labels, rows = table.labels, np.arange(len(table))
     own = total[rows, labels]
-    error = np.sqrt(np.einsum("nly,l->ny", variance, weights**2))[rows, labels]
-    rest = np.where(np.arange(total.shape[1]) == labels[:, None], -np.inf, total)
-    typical = float(np.nanmedian(error)) if np.isfinite(error).any() else None
-    return own, rest.max(1, initial=-np.inf), label, labels, typical
+    rest = np.where(np.arange(total.shape[1]) == labels[:, None], -np.inf, total).max(1, initial=-np.inf)
+    variance = block.variance_of_mean(weights, block.draws[:, rows, labels])
+    error = float(np.nanmedian(np.sqrt(variance))) if np.isfinite(variance).any() else None
+    order = [y for y in range(len(run.classes)) if y != run.positive]
+    order.insert(1, run.positive)  # which gives it the colour that it has everywhere
+    of = {short(run.classes[y]): own[labels == y] for y in order}
+    panels = [
+        Panel(
+            figures.histograms(of, error, f"class-likelihood-{name}", label, f"Under the true class: {name}"),
+            "What the estimator gives each image under its own class, by class. The bar at the top is two standard "
+            "errors of a typical image.",
+        ),
+        Panel(
+            figures.class_values(own, rest, label, f"class-values-{name}"),
+            "Right of 0 the true class explains the image better than any other, before prior and bias.",
+        ),
+    ]
+    better = float(np.mean(own > rest))
+    return panels, {
+        "own_class": own, "best_other_class": rest, "own_class_std_error": error, "true_class_fits_best": better
+    }  # fmt: skip
 
 
 def levels(run: Run) -> Section:
-    title, table = "Which noise level decides", run.loglik
+    title, table = "Which source and which noise level decides", run.evidence
     if table is None:
         command = run.command("score", f"--split {run.split}")
-        return Section(
-            "levels", title, missing="the log-likelihood table of this split is absent", command=command
-        )
-    labels, log_snr, values, _, wavelets = _level_means(table)
-    truth = labels == run.positive
-    if values.shape[1] < 2:
-        return Section(
-            "levels", title, ["This estimator does not separate noise levels."], numbers={"levels": 1}
-        )
+        return Section("levels", title, missing="the evidence table of this split is absent", command=command)
+    truth = table.labels == run.positive
     if not truth.any() or truth.all():
         return Section("levels", title, ["Only one class is present among the scored images."])
-    others = np.delete(values, run.positive, axis=2).mean(2)
-    difference = values[:, :, run.positive] - others
-    auc = np.array([metrics.delong(truth, column)[0] for column in difference.T])
-    intervals = [metrics.auc_interval(truth, column) or [np.nan, np.nan] for column in difference.T]
-    low, high = np.array(intervals).T
+    words, panels, rows, numbers = [], [], [], {}
+    for name, block in table.blocks.items():
+        means, weights = block.level_means, run.weights.get(name, np.empty(0))
+        difference = means[:, :, run.positive] - np.delete(means, run.positive, axis=2).mean(2)
+        fitted = len(weights) == block.n_levels
+        found: dict[str, Any] = {"log_snr": block.level_log_snr, "weights": weights}
+        if block.n_levels > 1 and not block.exact:
+            auc = np.array([metrics.delong(truth, column)[0] for column in difference.T])
+            intervals = [metrics.auc_interval(truth, column) or [np.nan, np.nan] for column in difference.T]
+            low, high = np.array(intervals).T
+            found |= {"auc": auc, "auc_low": low, "auc_high": high}
+            panels += _level_panels(name, found, fitted)
+        if not fitted:
+            words.append(f"Not done: no weights were fitted for the levels of {name}.")
+        part = difference @ (weights if fitted else np.full(block.n_levels, 1 / block.n_levels))
+        found |= {
+            "alone_auc": metrics.delong(truth, part)[0],
+            "spread": float(part.std()) if fitted else None,
+        }
+        spread = "–" if found["spread"] is None else f"{found['spread']:.2f}"
+        rows.append(
+            (name, str(block.n_levels), f"{block.nfe.mean():.0f}", f"{found['alone_auc']:.3f}", spread)
+        )
+        numbers[name] = found
+    header = ("Source", "Levels", "Evaluations per class", "AUC alone", "Spread of its log-odds")
+    caption = "What each source of evidence says; the spread is a standard deviation over the images, in nats"
+    return Section("levels", title, words, [Table(caption, header, rows)], panels, numbers=numbers)
+
+
+def _level_panels(name: str, found: Mapping[str, Any], fitted: bool) -> list[Panel]:
+    """How well each noise level of a source decides and, where weights were fitted, how much it counts."""
+    log_snr = found["log_snr"]
     panels = [
         Panel(
-            figures.level_auc(log_snr, auc, low, high),
-            "How well the images are told apart by one noise level alone. Left: coarse structure, much "
-            "noise; right: fine detail. The band takes images as independent (DeLong).",
+            figures.level_auc(
+                log_snr, found["auc"], found["auc_low"], found["auc_high"], f"level-auc-{name}"
+            ),
+            f"How well one noise level of {name} alone tells the images apart. Left: coarse structure, much noise; right: "
+            "fine detail. The band takes images as independent (DeLong).",
         )
     ]
-    weights = np.asarray(run.calibration.get("weights", []), dtype=np.float64)
-    words = []
-    if len(weights) == len(log_snr):
+    if fitted:
         panels.append(
             Panel(
-                figures.level_weights(log_snr, weights),
-                "How much each level counts in the decision, as fitted on validation images.",
+                figures.level_weights(log_snr, found["weights"], f"level-weights-{name}"),
+                f"How much each noise level of {name} counts in the decision, as fitted on validation images.",
             )
         )
-    else:
-        words.append("Not done: no weights were fitted for these noise levels.")
-    numbers = {"log_snr": log_snr, "auc": auc, "auc_low": low, "auc_high": high, "weights": weights}
-    weight = float(run.calibration.get("wavelet_weight", 0.0))
-    if weight and wavelets.any():
-        by_wavelets = wavelets[:, run.positive] - np.delete(wavelets, run.positive, axis=1).mean(1)
-        alone = metrics.delong(truth, by_wavelets)[0]
-        spread = {"wavelets": weight * by_wavelets.std(), "pixels": (difference @ weights).std()}
-        numbers |= {"wavelets_auc": alone, "spread": spread}
-        words.append(
-            f"Beside the noise levels of the pixels, the wavelet coefficients decide: alone with an AUC of {alone:.3f}. "
-            f"What they add to the log-odds has a standard deviation of {spread['wavelets']:.2f} over the images, what the "
-            f"pixels add one of {spread['pixels']:.2f}."
-        )
-    return Section("levels", title, words, panels=panels, numbers=numbers)
+    return panels
 
 
 def abstention(run: Run) -> Section:

@@ -40,8 +40,7 @@ def model(run: Run) -> Section:
     train = config.get("train", {})
     files = ("config.toml", "split.parquet", f"predictions-{run.split}.csv")
     hashes = {name: _hash(run.folder / name) for name in files if (run.folder / name).is_file()}
-    if run.maker.get("weights"):
-        hashes["weights"] = str(run.maker["weights"])[:16]
+    hashes |= {name: str(of)[:16] for name, of in run.maker.items() if name != "estimator"}
     rows = [
         ("Intended use", "research on medical image classification; not a medical device"),
         ("Classes", ", ".join(short(name) for name in run.classes) + f" (positive: {run.positive_name})"),

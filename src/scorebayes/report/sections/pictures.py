@@ -56,7 +56,7 @@ def examples(run: Run) -> Section:
     if evidence:
         words.append(
             "Evidence: orange pixels speak for the class named below the map, blue ones against it. The sum of a map and of "
-            "what no pixel says (bias, prior, the wavelets of an even grey image) is the log-odds, given with its "
+            "what no pixel says (bias, prior, the sources' own offsets) is the log-odds, given with its "
             "Monte-Carlo standard error. Maps are smoothed for display."
         )
     else:

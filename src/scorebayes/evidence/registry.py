@@ -1,0 +1,12 @@
+"""The sources of evidence that there are. A new one is one file beside this one, and one line here."""
+
+from __future__ import annotations
+
+from scorebayes.evidence.base import Evidence
+from scorebayes.evidence.pixels import Pixels
+from scorebayes.evidence.wavelets import Wavelets
+
+EVIDENCE: dict[str, type[Evidence]] = {
+    Pixels.name: Pixels,
+    Wavelets.name: Wavelets,
+}

@@ -1,0 +1,122 @@
+"""What changes during a training, in memory and in its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from scorebayes.diffusion.score import Denoiser
+from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.storage.checkpoint import KEPT_STATES, pack, unpack
+from scorebayes.training.batches import step_seed
+from scorebayes.training.plan import Plan
+from scorebayes.training.schedule import average_decay
+
+MAX_ROLLBACKS = 3
+
+
+@dataclass
+class State:
+    """What changes during training; everything of it is in a state checkpoint."""
+
+    denoiser: Denoiser
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    rate_factor: float = 1.0
+    rollbacks: int = 0
+
+    @property
+    def averaged(self) -> Denoiser:
+        return cast(Denoiser, self.average.module)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """By their names in a checkpoint."""
+        return {"model": self.denoiser, "average": self.average}
+
+
+def new_state(plan: Plan) -> State:
+    """A training that has not begun."""
+    settings = plan.settings
+    torch.manual_seed(step_seed(plan.seed, -1))
+    denoiser = plan.new_denoiser()
+    plan.start(denoiser)
+
+    def blend(average: Any, current: Any, n_averaged: Any) -> None:
+        torch._foreach_lerp_(average, current, 1 - average_decay(settings.ema, int(n_averaged)))
+
+    average = AveragedModel(denoiser, multi_avg_fn=blend)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
+    return State(denoiser, average, optimizer)
+
+
+def save(plan: Plan, state: State, val_log_loss: float) -> None:
+    """The averaged weights (unless training was interrupted between validations) and all that resuming needs."""
+    if math.isfinite(val_log_loss):
+        plan.checkpoints.save("step", state.step, state.averaged.state_dict(), val_log_loss=val_log_loss)
+        plan.checkpoints.keep("step", lambda _: [plan.checkpoints.best()])
+    plan.checkpoints.save(
+        "state", state.step, pack(state.modules, state.optimizer),
+        seconds=state.seconds, rate_factor=state.rate_factor, rollbacks=state.rollbacks,
+    )  # fmt: skip
+    plan.checkpoints.keep("state", lambda entries: sorted(entries, key=lambda e: e["step"])[-KEPT_STATES:])
+
+
+def restore(plan: Plan, state: State) -> State:
+    """Fill a new state from the newest checkpoint, if there is one, and forget what was logged after it."""
+    found = plan.checkpoints.newest_state()
+    _cut_log(plan.log, found[0]["step"] if found else 0)
+    if found is None:
+        return state
+    entry, tensors = found
+    try:
+        unpack(tensors, state.modules, state.optimizer)
+    except RuntimeError as error:  # torch's word for names and shapes that differ
+        raise ConfigError(
+            f"{plan.checkpoints.folder / entry['file']}: not the weights and averaged weights of this network.",
+            "Delete the file and its entry in manifest.json to go on from the one before, or train again.",
+        ) from error
+    state.step, state.seconds = entry["step"], entry["seconds"]
+    state.rate_factor, state.rollbacks = entry["rate_factor"], entry["rollbacks"]
+    return state
+
+
+def roll_back(plan: Plan, state: State) -> State:
+    """After a loss that is not finite: the last checkpoint (or the start) at half the rate."""
+    if state.rollbacks >= MAX_ROLLBACKS:
+        raise NumericalError(
+            f"the training loss is not finite at step {state.step}, after {MAX_ROLLBACKS} restarts at lower rates.",
+            "Lower [train] lr, or look for broken images with 'scorebayes data check'.",
+        )
+    restored = restore(plan, new_state(plan))
+    restored.rollbacks, restored.rate_factor = state.rollbacks + 1, state.rate_factor / 2
+    return restored
+
+
+def _cut_log(path: Path, step: int) -> None:
+    if path.exists():
+        lines = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
+        ]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_log(path: Path, **fields: Any) -> None:
+    """A lost line of the log is no reason to lose the training."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
+    except OSError as error:
+        warnings.warn(f"the training log cannot be written ({error}); training goes on.", stacklevel=2)
