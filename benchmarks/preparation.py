@@ -129,7 +129,7 @@ def main() -> None:
     # Not above: every worker process imports this file again, and torch takes seconds.
     import torch
 
-    from scorebayes.runs.run import environment
+    from scorebayes.runs.device import environment
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=100)

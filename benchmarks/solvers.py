@@ -120,46 +120,41 @@ def error_table() -> str:
 
 SOLVERS_PAGE = """# Error against evaluations, for each solver
 
-Written by `python benchmarks/solvers.py`. Root-mean-square error of log p(x | y) in nats per dimension and,
-in brackets, evaluations of the score per image and class, each with its derivative. Worlds with a known
-density (`scorebayes.diffusion.oracle`): Gaussian images of 8 x 8 pixels with a power-law spectrum, and a mixture in
-four dimensions whose flow is not linear. Exact trace and exact p_T, so that what is seen is the solver alone.
+Written by `python benchmarks/solvers.py`. Each cell gives the root-mean-square error of log p(x | y) in nats per
+dimension and, in brackets, the evaluations of the score per image and class, each with its derivative. The test worlds
+have a known density (`scorebayes.diffusion.oracle`): Gaussian images of 8 x 8 pixels with a power-law spectrum, and a
+mixture in four dimensions whose flow is not linear. The trace and p_T are exact, so the error is that of the solver
+alone.
 
 {table}
 
-Grids are even in log-SNR and the state is z / sqrt(1 + s^2) (see `scorebayes.diffusion.likelihood.flow`). The paper's
-computation (`PaperFlow`: Runge-Kutta 4(5) in t, tolerance 1e-5) takes {paper:.0f} evaluations in the first
-world.
+Grids are uniform in log-SNR and the state is z / sqrt(1 + s^2) (see `scorebayes.diffusion.likelihood.flow`). The paper's
+computation (`PaperFlow`: Runge-Kutta 4(5) in t, tolerance 1e-5) takes {paper:.0f} evaluations in the first world.
 
-- At equal evaluations Dormand-Prince is ahead of RK4 where the flow is smooth and level with it where it
-turns sharply
-  (the mixture); Heun is far behind. The default is Dormand-Prince with 16 steps.
-- In a smooth world a fixed grid is as good as adaptive steps; where the flow turns sharply (the mixture)
-adaptive
-  steps are ten times more accurate at the same cost, at the price of a cost that differs between images.
-- A learned score is less smooth than these: repeat the comparison on your network before saving steps.
-"""
+- With the same number of evaluations, Dormand-Prince beats RK4 where the flow is smooth and is level with it where the
+  flow turns sharply (the mixture). Heun is far behind. The default is Dormand-Prince with 16 steps.
+- In a smooth world, a fixed grid is as good as adaptive steps. Where the flow turns sharply (the mixture), adaptive steps
+  are ten times more accurate at the same cost, but the cost then differs between images.
+- A learned score is less smooth than these worlds. Repeat the comparison on your network before you save steps."""
 
 ERRORS_PAGE = """# What the flow likelihood neglects
 
-Written by `python benchmarks/solvers.py`. Gaussian images of 16 x 16 pixels with a power-law spectrum of unit
-variance (smallest variance of a cosine coefficient {smallest:.2f}), whose log-density is known at every noise
-level. Each error is measured by itself, in nats per image (D = 256): root mean square over images; in the
-last column standard deviation over probes.
+Written by `python benchmarks/solvers.py`. The test images are Gaussian, 16 x 16 pixels, with a power-law spectrum of unit
+variance (smallest variance of a cosine coefficient {smallest:.2f}), so their log-density is known at every noise level. Each error
+is measured separately, in nats per image (D = 256), as the root mean square over images; the last column gives the
+standard deviation over probes.
 
 {table}
 
-- **t_min in place of 0.** The flow starts at noise level s_0 = sigma / alpha at t_min and takes x as if it
-had that
-  noise. What is computed is the density blurred by noise of variance s_0^2, an error of the order of
-  D s_0^2 / (smallest variance). It has no bound for images with flat regions that were not dequantised.
-- **Prior in place of p_T.** `NoiseProcess.terminal_log_prob` is N(0, sigma_T^2 I), which neglects alpha_T
-x_0. The
-  error is of first order, alpha_T / sigma_T (0.007 here) times the norm of the class mean (2 here), so that
-  it does reach the difference between classes; the covariance enters in second order only.
-- **Solver**: see [solvers](solvers.md). - **One probe**: the largest of all, but shared by the classes of an
-image, so that most of it cancels between them.
-"""
+- **t_min in place of 0.** The flow starts at noise level s_0 = sigma / alpha at t_min and treats x as if it already had
+  that noise. The result is the density blurred by noise of variance s_0^2, with an error of the order of D s_0^2 /
+  (smallest variance). For images with flat regions that were not dequantised, this error has no bound.
+- **Prior in place of p_T.** `NoiseProcess.terminal_log_prob` is N(0, sigma_T^2 I), which neglects alpha_T x_0. The error
+  is of first order: alpha_T / sigma_T (0.007 here) times the norm of the class mean (2 here). So it does affect the
+  difference between classes. The covariance enters only in second order.
+- **Solver**: see [solvers](solvers.md).
+- **One probe**: this error is the largest, but the classes of an image share the probe, so most of it cancels between
+  them."""
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from scorebayes.benchmark.trained.maps import measure_evidence
 from scorebayes.cli.main import app
 from scorebayes.diffusion.likelihood import LIKELIHOODS
 from scorebayes.diffusion.sample import SAMPLERS
+from scorebayes.runs import device as device_module
 from scorebayes.runs import run as run_module
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import Run, open_run
 from scorebayes.stages import train as stages
 from scorebayes.stages.sequential import decide_sequentially
@@ -36,9 +36,10 @@ def device():
     """The other device, which is the one that "auto" picks."""
     device = strict_device()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            run_module, "pick_device", lambda name="auto": torch.device("cpu" if name == "cpu" else device)
-        )
+        for module in (device_module, run_module):
+            patch.setattr(
+                module, "pick_device", lambda name="auto": torch.device("cpu" if name == "cpu" else device)
+            )
         yield device
 
 
@@ -58,7 +59,7 @@ def on_cpu(run):
 
 @pytest.fixture(scope="module")
 def images(run):
-    return load_split(run, "test").subset(np.arange(2))
+    return run.images("test").subset(np.arange(2))
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +97,10 @@ def test_training_comes_to_the_same_weights(run, device, tmp_path):
 def test_a_stopped_training_goes_on_to_the_same_weights(run, device, tmp_path, monkeypatch):
     step = training._step
 
-    def stopped(run, state, *others):
+    def stopped(plan, state):
         if state.step == 8:
             raise KeyboardInterrupt
-        return step(run, state, *others)
+        return step(plan, state)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_step", stopped)
@@ -116,8 +117,8 @@ def test_every_way_of_training_runs(device, tmp_path, train):
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_an_estimator_says_the_same(run, on_cpu, x, name):
     likelihood = LIKELIHOODS[name](**CHEAPER.get(name, {}))
-    there, here = (each.log_lik(x[:1], ["a"], likelihood) for each in (run, on_cpu))
-    np.testing.assert_allclose(there.draws, here.draws, rtol=1e-5)
+    there, here = (each.evidence(x[:1], ["a"], likelihood) for each in (run, on_cpu))
+    np.testing.assert_allclose(there.blocks["pixels"].draws, here.blocks["pixels"].draws, rtol=1e-5)
 
 
 def test_a_sequential_decision_is_the_same(run, on_cpu, x):

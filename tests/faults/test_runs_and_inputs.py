@@ -26,12 +26,15 @@ from scorebayes.data.load import ImageSet
 from scorebayes.diffusion.likelihood import LIKELIHOODS
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.runs import inputs
-from scorebayes.runs.run import Facts, Run, pick_device
+from scorebayes.runs.device import pick_device
+from scorebayes.runs.reader import Reader
+from scorebayes.runs.run import Facts, Run
 from scorebayes.stages import train as stages
 from scorebayes.stages.predict import predict_files
 from scorebayes.storage import checkpoint
 from scorebayes.storage.spreadsheet import csv_text, plain
 from scorebayes.training import loop as training
+from scorebayes.training.state import write_log
 
 CPU = torch.device("cpu")
 
@@ -104,7 +107,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it(tm
 
 def test_a_log_that_cannot_be_written_costs_a_warning_only():
     with pytest.warns(UserWarning, match="training goes on"):
-        training._log(Path("/dev/full"), step=1)
+        write_log(Path("/dev/full"), step=1)
 
 
 def test_a_memory_too_small_for_one_image_is_an_error_with_an_estimate(tmp_path, monkeypatch):
@@ -123,7 +126,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_a_prior_that_is_none_stops_before_the_images_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_load", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(Reader, "load", lambda *_: pytest.fail("images were read"))
     for prob in ([0.9, 0.2], [1.0], [1.1, -0.1]):
         with pytest.raises(ConfigError, match="prob"):
             train_tiny(tmp_path / "run", prior={"kind": "given", "prob": prob})
@@ -200,7 +203,7 @@ def test_other_classes_another_preparation_and_a_newer_format_are_refused(traine
     for number, (fields, words) in enumerate(
         [
             ({"classes": ["a", "b", "c"]}, "not of the network"),
-            ({"pipeline": "0" * 16}, "prepared otherwise"),
+            ({"pipeline": "0" * 16}, "prepare images differently"),
             ({"format": 99}, "newer version"),
         ]
     ):
@@ -334,16 +337,18 @@ def test_an_image_without_meaning_gets_no_posterior(trained, tmp_path, pixels, w
 def test_a_failed_solve_costs_that_image_only(trained, tmp_path, monkeypatch, bad):
     files = [picture(tmp_path / f"{k}.png", np.roll(mammogram(), k, axis=0)) for k in range(2)]
     alone = predict_files(trained, files, force=True)
-    real, calls = Run.log_lik, []
+    real, calls = Run.evidence, []
 
     def failing(self, *args):
         table = real(self, *args)
         calls.append(1)
         if len(calls) - 1 not in bad:
             return table
-        return replace(table, draws=np.full_like(table.draws, np.nan), status=np.array(["too many steps"]))
+        pixels = table.blocks["pixels"]
+        lost = replace(pixels, draws=np.full_like(pixels.draws, np.nan), status=np.array(["too many steps"]))
+        return replace(table, blocks={**table.blocks, "pixels": lost})
 
-    monkeypatch.setattr(Run, "log_lik", failing)
+    monkeypatch.setattr(Run, "evidence", failing)
     frame = predict_files(trained, files, force=True)
     for row in range(2):
         if row in bad:
@@ -355,7 +360,7 @@ def test_a_failed_solve_costs_that_image_only(trained, tmp_path, monkeypatch, ba
 
 def test_every_estimator_has_a_status_for_an_image_that_fails(trained):
     x = torch.full((1, 1, 16, 16), float("nan"))
-    table = trained.log_lik(x, ["nan"], LIKELIHOODS["denoising"](levels=2))
+    table = trained.evidence(x, ["nan"], LIKELIHOODS["denoising"](levels=2))
     assert table.status.tolist() != ["ok"] and len(table.usable()) == 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fixtures.native_trees import cbis_ddsm, vindr_mammo
 
-from scorebayes.data.sources import tables
 from scorebayes.data.check import check
+from scorebayes.data.sources import tables
 from scorebayes.data.sources.cbis_ddsm import CbisDdsm
 from scorebayes.data.sources.mammograms import find_table, is_plain_relative
 from scorebayes.data.sources.tables import read_table

@@ -16,7 +16,8 @@ from fixtures.tiny_run import DATA, LAYER, train_tiny
 from safetensors.torch import load_file
 
 from scorebayes import open_run
-from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.errors import ConfigError, DataError, NumericalError
+from scorebayes.stages import train as stages
 from scorebayes.training import loop as training
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,13 @@ def test_resuming_under_another_configuration_names_the_difference(tmp_path):
         train_tiny(tmp_path / "run", resume=True, train={**LAYER["train"], "lr": 0.5})
 
 
+def test_resumed_under_another_estimator_the_run_decides_as_its_directory_says(tmp_path):
+    before = train_tiny(tmp_path / "run").calibration.to_dict()
+    resumed = train_tiny(tmp_path / "run", resume=True, likelihood={"levels": 4, "repeats": 3})
+    stored = open_run(tmp_path / "run").calibration.to_dict()
+    assert resumed.calibration.to_dict()["weights"] == stored["weights"] != before["weights"]
+
+
 def test_a_loss_that_is_not_finite_rolls_back_at_half_the_rate(tmp_path, monkeypatch):
     real, calls = training._step, []
 
@@ -159,17 +167,11 @@ def test_data_that_changed_since_training_are_noticed(tmp_path):
     split = run.split
     split.loc[0, "image_id"] = "not-there"
     split.to_parquet(run.path / "split.parquet")
-    from scorebayes.errors import DataError
-    from scorebayes.runs.inputs import load_split
-
     with pytest.raises(DataError, match="not-there"):
-        load_split(run, split.loc[0, "split"])
+        run.images(split.loc[0, "split"])
 
 
 def test_a_class_without_images_is_refused_before_training(tmp_path):
-    from scorebayes.errors import DataError
-    from scorebayes.stages import train as stages
-
     with pytest.raises(DataError, match="two images of every class"):
         stages.train(
             tmp_path / "run", DATA.replace("40,views=2", "6,views=1"), [LAYER], "tiny", torch.device("cpu")

@@ -109,7 +109,9 @@ def found_in(folder: Path) -> dict[str, str]:
         found[f"predictions {path.relative_to(folder)}"] = frame.to_csv(index=False)
     for path in sorted(folder.glob("*/metrics-*.json")):
         kept = {k: v for k, v in json.loads(path.read_text()).items() if k != "calibration_sha256"}
-        found[f"metrics {path.relative_to(folder)}"] = json.dumps(_without_times(kept), indent=1, sort_keys=True)
+        found[f"metrics {path.relative_to(folder)}"] = json.dumps(
+            _without_times(kept), indent=1, sort_keys=True
+        )
     return found
 
 

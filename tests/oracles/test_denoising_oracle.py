@@ -14,7 +14,7 @@ from scorebayes.diffusion.likelihood import Denoising, DenoisingBound
 from scorebayes.diffusion.noise import NOISES, VP
 from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError
-from scorebayes.runs.run import log_lik_table
+from scorebayes.training.validate import score_table
 
 SHAPE = (1, 8, 8)
 
@@ -32,7 +32,11 @@ def images(world, n):
 
 
 def table_of(estimator, world, x, seed=0):
-    return log_lik_table(estimator, world, x, [f"image {i}" for i in range(len(x))], seed)
+    return whole_table(estimator, world, x, seed).only
+
+
+def whole_table(estimator, world, x, seed=0, labels=None):
+    return score_table(estimator, world, x, [f"image {i}" for i in range(len(x))], seed, labels)
 
 
 def log_odds_and_error(values):
@@ -109,10 +113,10 @@ def repeated_log_odds(estimator, seeds=20):
     """Log-odds and their standard errors [seeds, N]."""
     world = GaussianScore.image_like(VP(), SHAPE, separation=0.5)
     x, labels = images(world, 8)
-    tables = [table_of(estimator, world, x, seed) for seed in range(seeds)]
+    tables = [whole_table(estimator, world, x, seed) for seed in range(seeds)]
     calibration = fit_calibration(tables[0].with_labels(labels), np.log([0.5, 0.5]))
     # One weight for all levels, so that no luck of the fit decides what is tested.
-    calibration.weights[:] = 1.0
+    calibration.weights["score"][:] = 1.0
     found = [bayes(table, np.log([0.5, 0.5]), calibration) for table in tables]
     log_odds = np.stack([posterior.log_odds[:, 1] for posterior in found])
     return log_odds, np.stack([posterior.log_odds_std_error[:, 1] for posterior in found])
@@ -122,7 +126,7 @@ def test_the_calibrated_class_score_ranks_as_the_exact_posterior_does(noise):
     world = GaussianScore.image_like(noise, SHAPE, separation=1.0)
     x, labels = images(world, 150)
     estimator = Denoising(mean=1.0, flips=False)
-    table = table_of(estimator, world, x).with_labels(labels)
+    table = whole_table(estimator, world, x, labels=labels)
     order = np.random.default_rng(0).permutation(len(labels))
     val, test = order[:150], order[150:]
     calibration = fit_calibration(table.rows(val), np.log([0.5, 0.5]))

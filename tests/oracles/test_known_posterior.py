@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from scorebayes.decision.calibration import fit_calibration
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.likelihood import Denoising, DenoisingBound, Flow
 from scorebayes.diffusion.noise import VP
 from scorebayes.diffusion.oracle import GaussianScore, MixtureScore, Oracle
 from scorebayes.metrics import classification_metrics
-from scorebayes.runs.run import log_lik_table
+from scorebayes.training.validate import score_table
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Sampled:
     labels: NDArray
     truth: NDArray
 
-    def table(self, estimator, n: int) -> LogLikTable:
+    def table(self, estimator, n: int) -> EvidenceTable:
         keys = [f"image {i}" for i in range(n)]
-        return log_lik_table(estimator, self.world, self.x[:n], keys, 0).with_labels(self.labels[:n])
+        return score_table(estimator, self.world, self.x[:n], keys, 0, self.labels[:n])
 
 
 def gaussian() -> Oracle:
@@ -64,7 +64,7 @@ def sampled(request) -> Sampled:
 
 
 @pytest.fixture(scope="module")
-def scored(sampled) -> LogLikTable:
+def scored(sampled) -> EvidenceTable:
     """Class scores of all images; the first half is for calibration."""
     return sampled.table(Denoising(flips=False, images_per_call=64, rows_per_call=4096), 6000)
 

@@ -12,17 +12,16 @@ from scorebayes.errors import ConfigError
 from scorebayes.evidence.mixtures import (
     CLUSTERS,
     NOISES,
-    WaveletMixtures,
     _basis,
     _choose,
     _components,
-    _fit,
-    _parts,
     _precision,
-    fit_wavelets,
+    fit_mixtures,
+    parts_by_patient,
     some_of_all_classes,
 )
 from scorebayes.evidence.scattering import on_grid, scattering
+from scorebayes.evidence.wavelets import WaveletMixtures, fit_wavelets
 
 
 def textures(n: int, seed: int, n_classes: int = 2) -> tuple[torch.Tensor, np.ndarray]:
@@ -57,8 +56,8 @@ def test_one_cluster_of_a_class_is_a_gaussian_and_several_are_a_mixture(n):
     new = rng.normal(size=(5, 50))
     if n < 50:  # the axes span the training images only
         new = basis.mean + (new - basis.mean) @ basis.axes @ basis.axes.T
-    parts = _parts(y, np.arange(n), seed=0)
-    for clusters, mixtures in zip(CLUSTERS, _fit(features, y, parts, seed=0), strict=True):
+    parts = parts_by_patient(y, np.arange(n), seed=0)
+    for clusters, mixtures in zip(CLUSTERS, fit_mixtures(features, y, parts, seed=0), strict=True):
         found = mixtures(torch.from_numpy(new)).numpy()
         found -= found.mean(axis=1, keepdims=True)
         z = (features - basis.mean) @ basis.axes
@@ -103,7 +102,8 @@ def test_a_class_of_several_kinds_is_told_apart_by_its_components():
 
     (train, y), (test, truth) = draw(300), draw(300)
     one, *more = (
-        of(torch.from_numpy(test)) for of in _fit(train, y, _parts(y, np.arange(300), seed=0), seed=0)
+        of(torch.from_numpy(test))
+        for of in fit_mixtures(train, y, parts_by_patient(y, np.arange(300), seed=0), seed=0)
     )
     assert roc_auc_score(truth, (one[:, 1] - one[:, 0]).numpy()) < 0.65  # both classes have the same mean
     for found in more:
@@ -119,7 +119,7 @@ def test_images_of_a_patient_are_held_out_together():
     z = (features - basis.mean) @ basis.axes
 
     def sureness(whose) -> float:
-        choice = _choose(basis, z, y, _parts(y, whose, seed=0), 16, seed=0)
+        choice = _choose(basis, z, y, parts_by_patient(y, whose, seed=0), 16, seed=0)
         return choice.temperature * choice.sharpness
 
     assert sureness(np.repeat(np.arange(100), 2)) < 0.1 * sureness(np.arange(200))
@@ -159,7 +159,7 @@ def test_a_class_of_one_image_is_taken_with_the_most_noise():
     train, y = textures(12, 3)
     y = np.array([1, *([0] * 11)])
     grid = on_grid(train, 1, True).numpy()
-    for mixtures in _fit(grid, y, _parts(y, np.arange(12), seed=0), seed=0):
+    for mixtures in fit_mixtures(grid, y, parts_by_patient(y, np.arange(12), seed=0), seed=0):
         if len(mixtures.classes) > 2:
             continue  # the other class has clusters
         basis = _basis(grid)

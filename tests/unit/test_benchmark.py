@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from scorebayes.baselines import BASELINES, read_predictions
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark.training import accuracy, summary
-from scorebayes.benchmark.names import BEST, CONTROL, MORE, OURS, PARTS, REFERENCE, WITH_REFERENCE
+from scorebayes.benchmark.names import BEST, CONTROL, MORE, OURS, REFERENCE, WITH_REFERENCE, alone
 from scorebayes.benchmark.shown.figures import draw_costs
 from scorebayes.benchmark.stored.answers import Answers, seed_mean_difference
 from scorebayes.benchmark.stored.compare import compare_predictions
 from scorebayes.benchmark.stored.posteriors import posteriors_path
+from scorebayes.benchmark.training import accuracy, summary
 from scorebayes.benchmark.training.accuracy import run_benchmark
 from scorebayes.benchmark.training.seeds import BENCHMARKS, MORE_LIKELIHOOD, Benchmark
 from scorebayes.benchmark.training.summary import add_mixtures, ensemble_entry, mixtures
@@ -34,6 +34,8 @@ from scorebayes.runs import config
 from scorebayes.runs.run import open_run
 from scorebayes.stages.score import read_table
 from scorebayes.storage.spreadsheet import csv_text
+
+PARTS = [alone(source) for source in ("pixels", "wavelets")]
 
 
 def little(side: int, channels: int, n_classes: int) -> nn.Module:
@@ -276,9 +278,9 @@ def test_a_network_is_tuned_anew_where_the_test_split_is_another(done):
 def test_the_variant_of_more_evaluations_has_the_same_weights(done):
     default, more = (open_run(done[0] / "runs" / "phantom" / f"seed-0{end}", "cpu") for end in ("", "-more"))
     assert more.checkpoints.best()["sha256"] == default.checkpoints.best()["sha256"]
-    draws = [len(read_table(run, "test").level) for run in (default, more)]
+    draws = [len(read_table(run, "test").blocks["pixels"].level) for run in (default, more)]
     assert draws[1] == MORE_LIKELIHOOD["levels"] * MORE_LIKELIHOOD["repeats"] > draws[0]
-    assert not np.array_equal(default.calibration.weights, more.calibration.weights)
+    assert not np.array_equal(*(run.calibration.weights["pixels"] for run in (default, more)))
 
 
 def test_the_lead_over_a_baseline_is_the_mean_over_the_seeds(done):

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from scorebayes.benchmark.stored.answers import Answers
 from scorebayes.benchmark.training.copies import NEAR, closest, near_copies
-from scorebayes.runs.inputs import load_split, start_run
+from scorebayes.runs.inputs import start_run
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def run(tmp_path_factory):
 
 
 def answers(run, seed=0):
-    images = load_split(run, "test")
+    images = run.images("test")
     prob = np.random.default_rng(seed).dirichlet([1, 1], size=len(images))
     return Answers(images.labels, images.keys, images.patients, {"ours": prob, "other": prob[::-1]})
 
 
 def test_a_noisy_copy_and_a_mirror_image_are_near_and_nothing_else(run):
-    found = dict(zip(load_split(run, "test").keys, closest(run), strict=True))
+    found = dict(zip(run.images("test").keys, closest(run), strict=True))
     near = {key.rpartition("/")[2].partition(".")[0] for key, value in found.items() if value > NEAR}
     assert near == {"a0", "b0"}
     assert max(value for value in found.values() if value <= NEAR) < 0.5

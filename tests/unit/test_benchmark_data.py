@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from scorebayes.baselines import score_step_cost
+from scorebayes.benchmark.names import BEST, CONTROL, OURS, alone
 from scorebayes.benchmark.stored import answers
 from scorebayes.benchmark.training import data_curves
-from scorebayes.benchmark.names import BEST, CONTROL, OURS, PARTS
 from scorebayes.benchmark.training.data_curves import (
     CURVES,
     Study,
@@ -27,7 +27,9 @@ from scorebayes.benchmark.training.summary import METRICS
 from scorebayes.cli.benchmark import app
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.runs.run import open_run
-from scorebayes.training import loop as train
+from scorebayes.training import validate
+
+PARTS = [alone(source) for source in ("pixels", "wavelets")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +42,7 @@ def small():
         patch.setattr(answers, "N_BOOTSTRAP", 100)
         patch.setattr(data_curves, "LEAST_STEPS", 3)
         patch.setattr(data_curves, "FREE_STEPS", 4)
-        patch.setattr(train, "validate", lambda *_, **__: (1.0, 0.5))
+        patch.setattr(validate, "validate", lambda *_, **__: (1.0, 0.5))
         yield
 
 

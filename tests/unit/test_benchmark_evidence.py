@@ -23,7 +23,7 @@ from scorebayes.benchmark.trained.maps import (
 )
 from scorebayes.cli.benchmark import app
 from scorebayes.errors import ConfigError
-from scorebayes.explain.maps import integrated_gradients
+from scorebayes.evidence.gradients import integrated_gradients
 from scorebayes.runs.run import open_run
 
 
@@ -132,7 +132,7 @@ def test_pixels_that_decide_bring_the_probability_down_sooner_than_random_ones(r
     monkeypatch.setattr(evidence, "smooth", lambda found: found)
     baseline = Standin(run, "", 0)
     baseline.logits = logits
-    images = evidence.load_split(run, "test").subset(range(4))
+    images = run.images("test").subset(range(4))
     images.images[:, :, :4, :4] = 255
     found = evidence.deletion_test(run, baseline, images, lambda done: None)["resnet18"]["mean"]
     assert found["evidence"]["below_random"]["mean"] > 0.1

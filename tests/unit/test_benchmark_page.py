@@ -198,20 +198,20 @@ def test_the_glance_puts_data_sets_side_by_side(folders):
     assert "| 20 % of the labels wrong | +0.031 [-0.010, +0.070] |" in text
 
 
-def test_the_committed_page_is_up_to_date_and_readme_quotes_its_glance(tmp_path):
+def test_the_committed_page_is_up_to_date_and_the_results_quote_its_glance(tmp_path):
     project = Path(__file__).parents[2]
     shutil.copytree(project / "benchmarks", tmp_path / "benchmarks")
     folders = [tmp_path / "benchmarks" / name for name in ("results", "figures")]
     page = write_page(*folders, tmp_path / "docs" / "benchmarks.md")
-    hint = "run 'scorebayes benchmark page --readme README.md'"
+    hint = "run 'scorebayes benchmark page --readme docs/results.md'"
     assert page.read_text() == (project / "docs" / "benchmarks.md").read_text(), hint
     glance = page.read_text().partition("## At a glance")[2].partition("\n## ")[0]
     tables = re.findall(r"(?:^\|.*\n)+", glance, re.MULTILINE)
     assert len(tables) == 2
-    quoted = (project / "README.md").read_text()
+    quoted = (project / "docs" / "results.md").read_text()
     assert tables[0] in quoted, hint
     number = re.compile(r"\d\.\d{3}")
-    stale = tmp_path / "README.md"
+    stale = tmp_path / "results.md"
     stale.write_text(
         "".join(number.sub("?", row) if row[0] == "|" else row for row in quoted.splitlines(True))
     )

@@ -13,9 +13,7 @@ from typer.testing import CliRunner
 
 from scorebayes.benchmark.trained import contest, evaluations, speed
 from scorebayes.cli import benchmark as cli_benchmark
-from scorebayes.diffusion.draws import Draws
 from scorebayes.diffusion.likelihood import Denoising, Flow, PaperFlow
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import open_run
 from scorebayes.stages.sequential import Sequential, decide_sequentially
 
@@ -75,19 +73,20 @@ def test_curves_hold_every_estimator_and_the_figure_is_drawn(run, quick, tmp_pat
 
 
 def test_a_replayed_sequential_decision_is_the_real_one(run):
-    images = load_split(run, "test").subset(range(6))
+    images = run.images("test").subset(range(6))
     x = run.standardise(images.images)
-    table = run.log_lik(x, images.keys, replace(run.likelihood, repeats=4))
-    replay = evaluations._Replay(table, run.likelihood.levels, run.likelihood.antithetic)
-    rule = Sequential(run.calibration, run.log_prior, 4, 0.5, replay)
-    replayed = rule(run.score, torch.empty(6), Draws(run.config.seed, images.keys))
+    table = run.evidence(x, images.keys, replace(run.likelihood, repeats=4))
+    each = 2 if run.likelihood.antithetic else 1
+    replay = evaluations._Replay(table.alone("pixels"), run.likelihood.levels, each, "pixels")
+    rule = Sequential(run.calibration, run.log_prior, [replay], 4, 0.5)
+    replayed = rule(torch.empty(6), images.keys, {"wavelets": table.blocks["wavelets"]})
     real = decide_sequentially(run, x, images.keys, budget=4, target_error=0.5)
     np.testing.assert_allclose(replayed.posterior.log_prob, real.posterior.log_prob, rtol=1e-4, atol=1e-5)
     assert np.array_equal(replayed.evaluations, real.evaluations)
 
 
 def test_a_choice_of_images_keeps_the_class_shares(run):
-    images = load_split(run, "test")
+    images = run.images("test")
     some = contest.some_images(images, 6, seed=0)
     assert len(set(some.keys)) == 6
     assert abs((some.labels == 1).mean() - (images.labels == 1).mean()) < 0.2
@@ -95,9 +94,9 @@ def test_a_choice_of_images_keeps_the_class_shares(run):
 
 
 def test_few_passes_of_a_table_are_what_fewer_repeats_would_give(run):
-    images = load_split(run, "test").subset(range(2))
+    images = run.images("test").subset(range(2))
     x = run.standardise(images.images)
-    many, few = (run.log_lik(x, images.keys, Denoising(levels=4, repeats=r)) for r in (3, 2))
+    many, few = (run.evidence(x, images.keys, Denoising(levels=4, repeats=r)).alone("pixels") for r in (3, 2))
     cut = evaluations._first_passes(many, 4, 2)
-    np.testing.assert_allclose(cut.draws, few.draws, rtol=1e-4)
-    assert cut.nfe.tolist() == few.nfe.tolist() and cut.level.tolist() == few.level.tolist()
+    np.testing.assert_allclose(cut.only.draws, few.only.draws, rtol=1e-4)
+    assert cut.nfe.tolist() == few.nfe.tolist() and cut.only.level.tolist() == few.only.level.tolist()

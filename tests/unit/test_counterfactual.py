@@ -11,7 +11,6 @@ from scorebayes.diffusion.noise import VP
 from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.explain.counterfactual import counterfactual
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import open_run
 
 
@@ -30,12 +29,12 @@ def world(run):
     """The run with two Gaussian classes in place of its network: N(mean_y, variance_y) in every pixel."""
     mean = torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)])
     variance = torch.stack([torch.full((1, 16, 16), 0.25), torch.full((1, 16, 16), 1.0)])
-    run.score = GaussianScore(VP(), mean, variance)
+    run.image_score.score = GaussianScore(VP(), mean, variance)
     return run
 
 
 def image(run):
-    images = load_split(run, "val")
+    images = run.images("val")
     return run.standardise(images.images[:1]), images.keys[0]
 
 

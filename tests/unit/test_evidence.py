@@ -22,11 +22,11 @@ from scorebayes.diffusion.likelihood import Denoising
 from scorebayes.diffusion.noise import VP
 from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.explain.maps import explain, logarithmic_mean, smooth, split_by_pixel
+from scorebayes.evidence.pixels import logarithmic_mean, split_by_pixel
+from scorebayes.explain.maps import explain, smooth
 from scorebayes.explain.pictures import explain_cases, explain_file, overlay, read_class
 from scorebayes.report.files import Run as Files
 from scorebayes.report.sections.pictures import examples
-from scorebayes.runs.inputs import load_split
 from scorebayes.runs.run import open_run
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.predict import predict_files
@@ -54,23 +54,23 @@ def file(tmp_path_factory) -> Path:
 
 
 def one(run, row=0):
-    images = load_split(run, "test")
+    images = run.images("test")
     return run.standardise(images.images[row : row + 1]), images.keys[row]
 
 
-def with_estimator(run, monkeypatch, **changes):
+def with_estimator(run, **changes):
     """The run with another class score, its calibration refitted to nothing but the number of levels."""
-    estimator = replace(run.likelihood, first=(), **changes)
-    monkeypatch.setattr(type(run), "likelihood", property(lambda _: estimator))
-    return estimator
+    run.config.sections["likelihood"] |= {"first": [], **changes}
+    return run.likelihood
 
 
 @pytest.mark.parametrize("changes", [{}, {"antithetic": False}, {"flips": False}, {"rows_per_call": 6}])
-def test_the_map_sums_to_the_log_odds_that_bayes_reports(run, monkeypatch, changes):
-    estimator = with_estimator(run, monkeypatch, repeats=3, **changes)
+def test_the_map_sums_to_the_log_odds_that_bayes_reports(run, changes):
+    estimator = with_estimator(run, repeats=3, **changes)
+    assert (estimator.repeats, estimator.first) == (3, ())
     x, key = one(run)
     found = explain(run, x, key)
-    reported = bayes(run.log_lik(x, [key], estimator), run.log_prior, run.calibration)
+    reported = bayes(run.evidence(x, [key], estimator), run.log_prior, run.calibration)
     assert found.total.sum() + found.offset == pytest.approx(reported.log_odds[0, 1], abs=1e-5)
     assert found.log_odds_map.sum() == pytest.approx(reported.log_odds[0, 1], abs=1e-5)
     assert found.log_odds_std_error == pytest.approx(reported.log_odds_std_error[0, 1])
@@ -81,11 +81,14 @@ def test_the_map_sums_to_the_log_odds_that_bayes_reports(run, monkeypatch, chang
 def test_levels_sum_to_what_each_level_says_in_the_table(run):
     x, key = one(run, 1)
     found = explain(run, x, key)
-    means = found.table.level_means[0]
-    np.testing.assert_allclose(
-        found.levels.sum((1, 2)), run.calibration.weights * (means[:, 1] - means[:, 0]), atol=1e-8
-    )
-    assert (np.diff(found.log_snr) > 0).all()
+    assert list(found.parts) == list(found.table.blocks) == ["pixels", "wavelets"]
+    for name, part in found.parts.items():
+        means, weights = found.table.blocks[name].level_means[0], run.calibration.weights[name]
+        levels = part.levels.sum((1, 2))
+        levels[0] += part.offset
+        np.testing.assert_allclose(levels, weights * (means[:, 1] - means[:, 0]), atol=1e-8)
+    assert found.parts["pixels"].offset == 0
+    assert (np.diff(found.parts["pixels"].log_snr) > 0).all()
 
 
 def test_evidence_for_a_class_is_evidence_against_the_other(run):
@@ -100,7 +103,8 @@ def test_another_prior_moves_the_offset_alone(run):
     x, key = one(run)
     rare = explain(run, x, key, log_prior=np.log([0.99, 0.01]))
     usual = explain(run, x, key)
-    np.testing.assert_array_equal(rare.levels, usual.levels)
+    for name, part in usual.parts.items():
+        np.testing.assert_array_equal(rare.parts[name].levels, part.levels)
     shift = np.log(0.01 / 0.99) - (run.log_prior[1] - run.log_prior[0])
     assert rare.log_odds - usual.log_odds == pytest.approx(shift)
     assert rare.offset - usual.offset == pytest.approx(shift)
@@ -110,16 +114,17 @@ def test_of_three_classes_the_map_still_sums_to_the_log_odds(run, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn(3, 1, 6, 6, generator=generator, dtype=torch.float64)
     score = GaussianScore(VP(), mean, torch.full_like(mean, 0.5))
-    estimator = with_estimator(run, monkeypatch, levels=3, repeats=2)
-    run.score = score
+    estimator = with_estimator(run, levels=3, repeats=2)
+    run.image_score.score = score
     run.log_prior = np.log([0.5, 0.3, 0.2])
     calibration = Calibration(
-        np.array([0.02, 0.05, 0.01]), np.array([0.1, -0.3, 0.2]), np.zeros(3), "class-score"
-    )
+        {"pixels": np.array([0.02, 0.05, 0.01])}, np.array([0.1, -0.3, 0.2]), {"pixels": np.zeros(3)},
+        {"pixels": "class-score"},
+    )  # fmt: skip
     monkeypatch.setattr(type(run), "calibration", property(lambda _: calibration))
-    monkeypatch.setattr(type(run), "wavelets", None)
+    run.sources = {"pixels": run.image_score}
     x = mean[[1]].float() + 0.3
-    reported = bayes(run.log_lik(x, ["k"], estimator), run.log_prior, calibration)
+    reported = bayes(run.evidence(x, ["k"], estimator), run.log_prior, calibration)
     for target in range(3):
         found = explain(run, x, "k", target)
         assert found.total.sum() + found.offset == pytest.approx(reported.log_odds[0, target], abs=1e-5)
@@ -143,9 +148,9 @@ def test_mirrored_draws_are_turned_back(run):
         np.testing.assert_allclose(squares[0].numpy(), eps.square().numpy())
 
 
-def test_the_standard_error_is_that_of_the_spread_between_repeats(run, monkeypatch):
-    with_estimator(run, monkeypatch, repeats=4, common_noise=False)
-    images = load_split(run, "test")
+def test_the_standard_error_is_that_of_the_spread_between_repeats(run):
+    with_estimator(run, repeats=4, common_noise=False)
+    images = run.images("test")
     x = run.standardise(images.images[:1])
     found = [explain(run, x, f"key {i}") for i in range(30)]
     spread = np.std([one.total for one in found], axis=0, ddof=1)
@@ -163,17 +168,18 @@ def test_the_logarithmic_mean_is_stable_where_its_arguments_meet():
 
 def test_equal_classes_give_no_evidence():
     squares = np.ones((2, 4, 4)) * np.arange(4)
-    assert not split_by_pixel(squares, 0, np.array([0.0, 1.0]), 16).any()
+    assert not split_by_pixel(squares, np.array([1.0, -1.0]), 16).any()
+    squares[1, 0, 0] += 1
+    assert split_by_pixel(squares, np.array([1.0, -1.0]), 16).any()
 
 
 def test_smoothing_keeps_the_sum(run):
     x, key = one(run)
-    levels = explain(run, x, key).levels
+    levels = explain(run, x, key).parts["pixels"].levels
     np.testing.assert_allclose(smooth(levels).sum((1, 2)), levels.sum((1, 2)), atol=1e-6)
 
 
-def test_densities_have_no_evidence_maps(run, monkeypatch):
-    monkeypatch.setattr(type(run), "likelihood", property(lambda _: run.config.build("likelihood")))
+def test_densities_have_no_evidence_maps(run):
     run.config.sections["likelihood"] = {"kind": "bound", "levels": 4}
     x, key = one(run)
     with pytest.raises(ConfigError, match="evidence maps come from the estimator 'denoising'"):
@@ -190,7 +196,10 @@ def test_a_file_is_explained_by_the_draws_of_its_prediction(run, file, tmp_path)
     written = json.loads((tmp_path / "out" / "evidence.json").read_text())
     assert written["posterior"]["malignant"] == pytest.approx(predicted["prob_malignant"])
     assert written["share_positive"] + written["share_negative"] == pytest.approx(1)
-    assert sum(level["sum"] for level in written["levels"]) == pytest.approx(written["evidence"])
+    for name, source in written["sources"].items():
+        assert stored[name].sum() == pytest.approx(source["sum"])
+        assert sum(level["sum"] for level in source["levels"]) == pytest.approx(source["sum"])
+    assert sum(of["sum"] for of in written["sources"].values()) == pytest.approx(written["evidence"])
     assert "not a medical device" in written["note"]
     assert {written["counterfactual"]["from"], written["counterfactual"]["to"]} == {"benign", "malignant"}
     assert (np.asarray(Image.open(tmp_path / "out" / "evidence.png")) < 250).any()
@@ -205,8 +214,9 @@ def test_without_a_counterfactual_none_is_written(run, file, tmp_path):
 
 
 def test_an_atypical_image_is_explained_with_a_warning(run, file, tmp_path):
-    judge = replace(run.decision.typicality, threshold=0.0)
-    run.decision = replace(run.decision, typicality=judge)
+    judge = run.decision.typicality
+    strict = {name: replace(of, threshold=1e-9) for name, of in judge.levels.items()}
+    run.decision = replace(run.decision, typicality=replace(judge, levels=strict))
     (warning,) = explain_file(run, file, tmp_path, with_counterfactual=False)["warnings"]
     assert warning.startswith("atypical")
 

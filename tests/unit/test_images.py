@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scorebayes.data import read_image as open_image
-from scorebayes.data.pixels.images import image_bits, read_image, read_npz
+from scorebayes.data.pixels.images import Picture, image_bits, open_picture, read_image, read_npz
 from scorebayes.errors import DataError
 
 GREY_16 = np.random.default_rng(0).integers(0, 65536, (12, 9)).astype(np.uint16)
@@ -37,10 +37,11 @@ def test_grey_values_are_exact(tmp_path: Path, name: str, stored: np.ndarray) ->
 def test_dicom_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + bytes(50))
     monkeypatch.setattr(
-        "scorebayes.data.pixels.images.read_dicom", lambda path, **_: f"pixels of {path.name}"
+        "scorebayes.data.pixels.images.open_dicom", lambda path, *_: (f"pixels of {path.name}", "L", "CC")
     )
     monkeypatch.setattr("scorebayes.data.pixels.images.dicom_bits", lambda path: 12)
     assert open_image(tmp_path / "a") == "pixels of a"
+    assert open_picture(tmp_path / "a") == Picture("pixels of a", "L", "CC")
     assert image_bits(tmp_path / "a") == 12
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from fixtures.native_trees import INBREAST_ROWS, breast, inbreast
 
-from scorebayes.data.sources import inbreast as module
 from scorebayes.data import open_source
+from scorebayes.data.sources import inbreast as module
 from scorebayes.data.sources.inbreast import InBreast, read_regions
 from scorebayes.data.split import split_patients
 from scorebayes.errors import ConfigError, DataError

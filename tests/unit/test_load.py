@@ -149,6 +149,9 @@ def test_a_changed_file_record_or_pipeline_is_read_anew(tmp_path: Path) -> None:
     record = replace(source.records()[0], extra={"margin": "0.2"})
     load(source, [record], PREPARE, cache=cache, progress=lambda *state: seen.append(state))
     assert seen == [(0, 1), (1, 1)]
+    seen.clear()
+    load(source, [record], PREPARE, cache=cache, options="bits", progress=lambda *state: seen.append(state))
+    assert seen == [(0, 1), (1, 1)]
     load(source, source.records(), Prepare(size=8), cache=cache)
     assert len(list(cache.iterdir())) == 2
 

@@ -18,7 +18,7 @@ from scorebayes.cli.main import app
 from scorebayes.data import open_source
 from scorebayes.errors import DataError
 from scorebayes.runs.config import resolve
-from scorebayes.runs.run import pick_device
+from scorebayes.runs.device import pick_device
 
 CPU = pick_device("cpu")
 FEW_STEPS = """
@@ -120,7 +120,7 @@ def test_inbreast_goes_the_whole_way_with_splits_by_patient(tmp_path):
 @pytest.fixture
 def short_demo(monkeypatch):
     """Few steps, and no report (which has tests of its own)."""
-    from scorebayes.stages import train as stages
+    from scorebayes.stages import demo as stages
 
     monkeypatch.setattr(stages, "DEMO_STEPS", 2)
     monkeypatch.setattr(stages, "write_report", lambda path: path / "report.html")

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fixtures.tables import one_calibration, one_source
 from fixtures.tiny_run import finish, train_tiny, write_pictures
 from scipy.special import expit, logit, softmax
 from typer.testing import CliRunner
@@ -16,17 +17,14 @@ from typer.testing import CliRunner
 import scorebayes
 from scorebayes.baselines import fit_baseline
 from scorebayes.cli.main import app
-from scorebayes.decision.calibration import Calibration
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.decision import Decision
 from scorebayes.errors import ConfigError
 from scorebayes.metrics import choose_threshold
 from scorebayes.runs.config import PriorConfig
-from scorebayes.runs.inputs import load_split
-from scorebayes.runs.looks import pixels
-from scorebayes.runs.run import Decision
-from scorebayes.stages.evaluate import evaluate, predictions
-from scorebayes.stages.predict import predict_files, read_file, read_prior
+from scorebayes.stages.evaluate import evaluate
+from scorebayes.stages.predict import predict_files, read_prior
 from scorebayes.stages.score import read_table
+from scorebayes.tasks import task_of
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def test_the_log_odds_move_by_the_change_of_the_prior_and_the_calls_stay(run, pi
 
 @pytest.mark.parametrize("names", [["logistic"], ["logistic", "hog-svm"]])
 def test_together_with_baselines_the_log_odds_are_the_mean_under_any_prior(run, pictures, names):
-    x = torch.cat([read_file(run, path)[0] for path in pictures])
+    x = torch.cat([run.read(path)[0] for path in pictures])
     logits = [fit_baseline(run, name).logits(x).numpy(force=True) for name in names]
     theirs = [logit(softmax(z, axis=1)[:, 1]) for z in logits]
     for log_prior in (None, np.log([0.99, 0.01])):
@@ -87,11 +85,8 @@ def test_moving_there_and_back_gives_the_same_decision(run):
 
 def test_among_three_classes_the_cut_on_the_evidence_stays_where_the_others_keep_their_shares():
     logits = np.random.default_rng(0).normal(size=(300, 3)) * 2
-    calibration = Calibration(np.ones(1), np.zeros(3), np.zeros(1), "density")
-    table = LogLikTable(
-        tuple(map(str, range(300))), np.full(300, -1), logits[None], np.zeros((1, 300)), np.zeros(1, int),
-        np.ones(300, int), np.full(300, "ok"), np.zeros(300), "density",
-    )  # fmt: skip
+    calibration = one_calibration(np.ones(1), np.zeros(3), np.zeros(1), "density")
+    table = one_source(logits[None], np.zeros(1, int), np.zeros((1, 300)), kind="density")
     before, after = np.log([0.2, 0.5, 0.3]), np.log([0.2 * 1.9, 0.05, 0.3 * 1.9])
     decision = Decision(calibration, 0.4, log_prior=before)
     calls = [
@@ -122,8 +117,8 @@ def test_a_decision_of_an_older_run_has_neither_prior_nor_pooling(run):
     assert old.under(np.log([0.5, 0.5]), 1) is old and old.pooling.correlation == 1
     again = Decision.from_dict(json.loads((run.path / "calibration.json").read_text()))
     np.testing.assert_array_equal(again.log_prior, run.log_prior)
-    table, seen = read_table(run, "test"), pixels(run, load_split(run, "test"))
-    assert predictions(run, table, old, pixels=seen)["above_threshold"].isin(["yes", "no"]).all()
+    table, seen = read_table(run, "test"), run.pixels(run.images("test"))
+    assert task_of(run).answers(run, table, old, pixels=seen)["above_threshold"].isin(["yes", "no"]).all()
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ from scorebayes.cli.main import app
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.calibration import Calibration
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.runs.inputs import load_labelled
 from scorebayes.stages.predict import predict_files
 from scorebayes.stages.recalibrate import recalibrate
 from scorebayes.stages.score import read_table, score_images
@@ -34,7 +33,13 @@ def run(tmp_path_factory):
     path = run.path / "calibration.json"
     stored = json.loads(path.read_text())
     path.write_text(
-        json.dumps({**stored, "bias": [2.0, -2.0], "weights": [8 * w for w in stored["weights"]]})
+        json.dumps(
+            {
+                **stored,
+                "bias": [2.0, -2.0],
+                "weights": {name: [8 * w for w in of] for name, of in stored["weights"].items()},
+            }
+        )
     )
     return scorebayes.open_run(run.path, "cpu")
 
@@ -53,7 +58,7 @@ def hashes(folder):
 
 
 def table_of(run, data):
-    images = load_labelled(run, data)
+    images = run.reader.labelled(data)
     return score_images(run, images, run.likelihood, lambda *_: None)
 
 
@@ -67,11 +72,11 @@ def test_probabilities_fit_the_place(found):
 def test_the_order_of_images_and_all_but_few_numbers_stay(run, found):
     new = found.run
     assert new.checkpoints.best()["sha256"] == run.checkpoints.best()["sha256"]
-    assert new.wavelets.fingerprint == run.wavelets.fingerprint
+    assert new.maker(run.likelihood) == run.maker(run.likelihood)
     table = table_of(run, PLACE)
     evidence = run.calibration.logits(table)
     there = new.calibration.logits(table)
-    scale = new.calibration.weights[-1] / run.calibration.weights[-1]
+    scale = (new.calibration.weights["pixels"] / run.calibration.weights["pixels"])[-1]
     rest = there - scale * evidence
     assert scale > 0 and rest == pytest.approx(np.broadcast_to(rest[0], rest.shape), abs=1e-8)
     assert new.decision.typicality.threshold == run.decision.typicality.threshold
@@ -132,13 +137,13 @@ def test_a_broken_attempt_is_no_obstacle(run, tmp_path):
 def test_a_calibration_of_a_calibration_is_one():
     rng = np.random.default_rng(0)
     n = 5
-    table = LogLikTable(
-        tuple("abcde"), np.zeros(n, int), rng.normal(size=(4, n, 2)), np.zeros((4, n)), np.array([0, 0, 1, 1]),
-        np.ones(n, int), np.full(n, "ok"), np.zeros(n), "class-score", rng.normal(size=(n, 2)),
-    )  # fmt: skip
+    draws, level = rng.normal(size=(4, n, 2)), np.array([0, 0, 1, 1])
+    sampled = Block(draws, np.zeros((4, n)), level, np.ones(n, int), np.full(n, "ok"), "class-score")
+    blocks = {"a": sampled, "b": Block.exactly(rng.normal(size=(n, 2)))}
+    table = EvidenceTable(tuple("abcde"), np.zeros(n, int), blocks, np.zeros(n))
     inner = Calibration(
-        np.array([0.5, 2.0]), np.array([0.1, -0.3]), np.zeros(2), "class-score", wavelet_weight=0.7
-    )
-    outer = Calibration(np.array([3.0]), np.array([1.0, 0.0]), np.zeros(1), "class-score")
-    found = inner.rescaled(outer).logits(table)
+        {"a": np.array([0.5, 2.0]), "b": np.array([0.7])}, np.array([0.1, -0.3]),
+        {"a": np.zeros(2), "b": np.zeros(1)}, {"a": "class-score", "b": "log-ratio"},
+    )  # fmt: skip
+    found = inner.rescaled(3.0, np.array([1.0, 0.0]), 0.5, n).logits(table)
     assert softmax(found, axis=1) == pytest.approx(softmax(3 * inner.logits(table) + [1.0, 0.0], axis=1))

@@ -13,8 +13,8 @@ from fixtures.tiny_run import DATA, LAYER, train_tiny
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError
 from scorebayes.runs.config import resolve
-from scorebayes.runs.inputs import load_split, start_run
-from scorebayes.training import loop as train
+from scorebayes.runs.inputs import start_run
+from scorebayes.training import validate
 
 ASKED = {"per_class": 6, "imbalance": 3.0, "label_noise": 0.25}
 
@@ -43,7 +43,7 @@ def test_the_training_split_has_the_asked_shape_and_the_others_are_whole(started
 
 def test_wrong_labels_are_the_same_when_the_images_are_read_again(started):
     run, images = started
-    again = load_split(run, "train")
+    again = run.images("train")
     assert again.keys == images["train"].keys
     np.testing.assert_array_equal(again.labels, images["train"].labels)
     true = _true_labels()
@@ -73,7 +73,7 @@ def test_the_validation_split_is_reduced_too_where_asked(tmp_path):
 
 
 def test_a_reduced_run_resumes_only_as_it_was_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "validate", lambda *_, **__: (1.0, 0.5))  # beside the point here, and slow
+    monkeypatch.setattr(validate, "validate", lambda *_, **__: (1.0, 0.5))  # beside the point here, and slow
     train_tiny(tmp_path / "run", data=ASKED)
     run = train_tiny(tmp_path / "run", data=ASKED, resume=True)
     assert run.checkpoints.best()["final"]

@@ -28,8 +28,8 @@ KEYS = [
 ]  # fmt: skip
 FIGURES = [
     "headline", "roc", "precision-recall", "reliability-raw", "reliability-calibrated", "decision",
-    "posterior", "log-odds", "log-odds-histogram", "class-likelihood", "class-values",
-    "level-auc", "level-weights", "robustness-auc", "subgroups-forest", "coverage",
+    "posterior", "log-odds", "log-odds-histogram", "class-likelihood-pixels", "class-values-pixels",
+    "level-auc-pixels", "level-weights-pixels", "robustness-auc", "subgroups-forest", "coverage",
     "training-loss", "validation", "learning", "imbalance",
 ]  # fmt: skip
 BUILD = {build.__name__.strip("_"): build for build in SECTIONS}
@@ -148,7 +148,8 @@ def test_report_json_holds_the_metrics_and_the_curves(complete):
     assert all(section["done"] for section in sections.values())
     assert np.sum(sections["threshold"]["confusion"]) == 120
     assert sections["discrimination"]["roc"]["sensitivity"][-1] == 1
-    assert len(sections["levels"]["auc"]) == 12 and max(sections["levels"]["auc"]) > 0.7
+    auc = sections["levels"]["pixels"]["auc"]
+    assert len(auc) == 12 and max(auc) > 0.7
     assert sections["exclusions"]["left_out"] == 3
     assert sections["training"]["steps"] == 3000
 
@@ -210,7 +211,7 @@ def test_everything_that_an_evaluation_report_must_show_is_there(complete):
     """Item by item of the reporting guidelines (CLAIM 2024, TRIPOD+AI)."""
     _, page = complete
     for words in (
-        "Intended use", "Class prior", "Forward process", "Network evaluations", "Compute", "weights 5eed5eed5eed5eed",
+        "Intended use", "Class prior", "Forward process", "Network evaluations", "Compute", "pixels 5eed5eed5eed5eed",
         "reference standard", "age: median (quartiles)", "Not known from the data set: sex, vendor", "density: A",
         "Reasons Reason Images quarantined: zero bytes 1", "half-widths of 95 % intervals", "images needed for ±0.05",
         "accuracy of the majority rule", "Matthews correlation", "by patient", "raw calibrated",
@@ -250,7 +251,7 @@ def test_a_bare_run_says_not_done_everywhere_and_how_to_do_it(complete, tmp_path
     [
         ("audit.json", "leakage", "no audit"),
         ("train.jsonl", "training", "no training log"),
-        ("loglik-test.parquet", "levels", "log-likelihood table"),
+        ("evidence-test.parquet", "levels", "evidence table"),
         ("samples.npz", "samples", "no images were generated"),
         ("thumbnails.npz", "examples", "no pictures"),
         ("curves.json", "curves", "not trained on fewer"),
@@ -275,7 +276,7 @@ def test_parts_that_are_missing_are_named_within_their_section(copy):
     predictions = pd.read_csv(copy / "predictions-test.csv", dtype=str, keep_default_na=False)
     dropped = [c for c in predictions if c.startswith(("raw_prob", "log_odds"))]
     predictions.drop(columns=dropped).to_csv(copy / "predictions-test.csv", index=False)
-    run = without(copy, "loglik-test.parquet", "quarantine.csv", "split.parquet", "environment.json")
+    run = without(copy, "evidence-test.parquet", "quarantine.csv", "split.parquet", "environment.json")
     assert "Not done: the paired comparison with logistic regression" in BUILD["comparison"](run).words[0]
     assert "by breast and by patient" in BUILD["discrimination"](run).words[0]
     assert "Not done: the reliability of the raw" in " ".join(BUILD["calibration"](run).words)
@@ -314,7 +315,9 @@ def test_three_classes_are_reported_too(tmp_path):
         "called benign",
         "called malignant",
     )
-    assert len(BUILD["posteriors"](run).panels) == 5 and len(BUILD["levels"](run).numbers["auc"]) == 12
+    assert (
+        len(BUILD["posteriors"](run).panels) == 5 and len(BUILD["levels"](run).numbers["pixels"]["auc"]) == 12
+    )
     assert len(BUILD["subgroups"](run).panels) == 1
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import dataclass, replace
+from types import MethodType
 
 import numpy as np
 import pytest
 from fixtures.tiny_run import train_tiny
 
 from scorebayes.data.load import ImageSet
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.likelihood import LogProb
-from scorebayes.runs.inputs import load_split
+from scorebayes.runs.shards import shards
 from scorebayes.stages import score as scoring
 
 DRAWS = 2000
@@ -46,19 +47,19 @@ def on_disk(images: ImageSet, n: int, path) -> ImageSet:
 
 
 def test_peak_memory_of_scoring_is_that_of_a_part(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(scoring, "IMAGES_PER_PART", 4)
+    monkeypatch.setattr(scoring, "shards", lambda n, folder: shards(n, folder, images=4))
     monkeypatch.setattr(scoring, "make_likelihood", lambda run, estimator: Constant())
-    images = load_split(run, "test")
+    images = run.images("test")
 
     def peak(n):
         many = on_disk(images, n, tmp_path / f"{n}.bin")
-        monkeypatch.setattr(scoring, "load_split", lambda run, split: many)
+        monkeypatch.setattr(run, "images", MethodType(lambda self, split: many, run))
         tracemalloc.start()
         folder = scoring.score_split(run, "test", f"constant-{n}")
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(list(folder.glob("part-*.parquet"))) == n // 4
-        assert len(LogLikTable.read(folder)) == n
+        assert len(EvidenceTable.read(folder)) == n
         return most
 
     peak(4)  # what is imported and cached at the first call

@@ -14,9 +14,9 @@ from scorebayes.data.sources.phantom import Phantom
 from scorebayes.diffusion.nets.unet import UNet
 from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
 from scorebayes.errors import ConfigError
-from scorebayes.runs.config import TrainConfig
-from scorebayes.training import loop as training
-from scorebayes.training.loop import draw_log_snr
+from scorebayes.evidence import pixels
+from scorebayes.training.batches import draw_log_snr
+from scorebayes.training.settings import TrainConfig
 
 RANGE = (-9.0, 12.0)
 
@@ -120,7 +120,7 @@ def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypat
 
     monkeypatch.setattr(Phantom, "records", half_unlabelled)
     seen = []
-    monkeypatch.setattr(training, "fit", lambda run, train, val: seen.append(len(train)))
+    monkeypatch.setattr(pixels, "fit", lambda plan: seen.append(len(plan.train.labels)))
     train_tiny(tmp_path / "free", train={"null_label": 1.0})
     for resume in (False, True):
         with pytest.raises(ConfigError, match="no trained weights"):

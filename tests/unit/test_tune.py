@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from fixtures.tables import one_source
 from fixtures.tiny_run import train_tiny
 from typer.testing import CliRunner
 
 from scorebayes import open_run
 from scorebayes.cli.main import app
-from scorebayes.decision.calibration import Calibration
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import Block
 from scorebayes.errors import ConfigError
 from scorebayes.stages import tune
 
 
-def world(noise: np.ndarray, repeats: int = 400, images: int = 6) -> tuple[LogLikTable, Calibration]:
-    """A table whose draws vary by ``noise`` at each level, at log-SNR -2, 0, 2, ... with equal weights."""
+def world(noise: np.ndarray, repeats: int = 400, images: int = 6) -> tuple[Block, np.ndarray]:
+    """A block whose draws vary by ``noise`` at each level, at log-SNR -2, 0, 2, ... with equal weights."""
     rng = np.random.default_rng(0)
     level = np.tile(np.arange(len(noise)), repeats)
     centres = 2.0 * np.arange(len(noise)) - 2
     draws = rng.normal(size=(len(level), images, 2)) * noise[level][:, None, None]
     log_snr = np.repeat(centres[level][:, None], images, 1)
-    n = np.zeros(images)
-    keys = tuple(map(str, range(images)))
-    table = LogLikTable(
-        keys,
-        np.arange(images) % 2,
-        draws,
-        log_snr,
-        level,
-        n.astype(int),
-        np.full(images, "ok"),
-        n,
-        "class-score",
-    )
-    return table, Calibration(np.full(len(noise), 1.0), np.zeros(2), centres, "class-score")
+    return one_source(draws, level, log_snr).only, np.full(len(noise), 1.0)
 
 
 def test_draws_go_where_the_weighted_value_varies():
@@ -49,8 +34,8 @@ def test_draws_go_where_the_weighted_value_varies():
 
 
 def test_a_weight_of_zero_takes_no_draws():
-    table, calibration = world(np.array([1.0, 1.0, 1.0]))
-    mean, std = tune.neyman_density(table, replace(calibration, weights=np.array([0.0, 1.0, 0.0])))
+    block, _ = world(np.array([1.0, 1.0, 1.0]))
+    mean, std = tune.neyman_density(block, np.array([0.0, 1.0, 0.0]))
     assert mean == pytest.approx(0.0)
     assert std == pytest.approx(0.0)
 
@@ -70,7 +55,7 @@ def test_a_better_density_is_used_from_then_on(run, monkeypatch):
     found = tune.tune(run)
     again = open_run(run.path)
     assert (again.likelihood.mean, again.likelihood.std) == pytest.approx(found.fitted)
-    assert again.calibration.level_log_snr.mean() == pytest.approx(found.fitted[0], abs=0.5)
+    assert again.calibration.level_log_snr["pixels"].mean() == pytest.approx(found.fitted[0], abs=0.5)
 
 
 def test_a_worse_density_changes_nothing(run, monkeypatch):

@@ -8,13 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from fixtures.tables import one_source
 from PIL import Image
 
 from scorebayes import open_run
 from scorebayes.benchmark.trained.foreign import FOREIGN
 from scorebayes.data import open_source
 from scorebayes.decision.appearance import Appearance, fit_appearance, statistics
-from scorebayes.decision.table import LogLikTable
+from scorebayes.decision.table import EvidenceTable
 from scorebayes.decision.typicality import SHARE_FLAGGED, Typicality, features, fit_typicality
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.stages import train as stages
@@ -30,17 +31,14 @@ LAYER = {
 }  # a network that has learned nothing can tell images apart by their energy only
 
 
-def table_of(log_error: np.ndarray, kind: str = "class-score", seed: int = 0) -> LogLikTable:
+def table_of(log_error: np.ndarray, kind: str = "class-score", seed: int = 0) -> EvidenceTable:
     """A table whose values are minus log_error [N, L] up to the noise of the draws, for two classes."""
     rng = np.random.default_rng(seed)
     n = len(log_error)
     draws = -(np.tile(log_error.T, (REPEATS, 1)) + 0.05 * rng.normal(size=(LEVELS * REPEATS, n)))
     draws = np.stack([draws, draws - 0.1], axis=2)
     level = np.tile(np.arange(LEVELS), REPEATS)
-    return LogLikTable(
-        tuple(map(str, range(n))), np.zeros(n, dtype=np.int64), draws, np.repeat(level[:, None] - 3.0, n, 1), level,
-        np.ones(n, dtype=np.int64), np.full(n, "ok"), np.zeros(n), kind,
-    )  # fmt: skip
+    return one_source(draws, level, np.repeat(level[:, None] - 3.0, n, 1), kind=kind)
 
 
 def images(n: int, seed: int) -> np.ndarray:
@@ -86,7 +84,7 @@ def test_a_complex_image_is_typical_if_all_its_levels_say_so(fitted):
 
 def test_the_best_class_is_judged():
     table = table_of(images(10, seed=0))
-    np.testing.assert_allclose(features(table), -table.level_means[..., 0])
+    np.testing.assert_allclose(features(table.only), -table.only.level_means[..., 0])
 
 
 def test_one_strange_validation_image_does_not_hide_others():
@@ -166,7 +164,7 @@ def test_few_images_of_the_same_kind_are_flagged(run):
     records = source.records()
     x = torch.cat([run.prepare(source.read(record)) for record in records])
     judge = run.decision.typicality
-    distance = judge.distance(run.log_lik(x, [record.image_id for record in records]), run.restore(x))
+    distance = judge.distance(run.evidence(x, [record.image_id for record in records]), run.restore(x))
     assert 1 - judge.is_typical(distance).mean() <= 0.08
     assert evaluate(run, "test")["atypical"] <= 0.08 * (run.split["split"] == "test").sum()
 

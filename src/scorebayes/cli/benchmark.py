@@ -305,7 +305,7 @@ def page(
 ) -> None:
     """Tables and figures of all results as one Markdown page; what was not run is named with its command.
 
-    Example: scorebayes benchmark page --readme README.md
+    Example: scorebayes benchmark page --readme docs/results.md
     """
     from scorebayes.benchmark.shown.page import quote_glance, write_page
 

@@ -106,10 +106,10 @@ class Block:
     @staticmethod
     def exactly(values: NDArray[np.float64], kind: str = "log-ratio") -> Block:
         """A block without noise: one level of one draw, which no network was asked for; values [N, Y]."""
-        n = len(values)
+        n, finite = len(values), np.isfinite(values).all(axis=1)
         return Block(
             values[None].astype(np.float64), np.full((1, n), np.nan), np.zeros(1, dtype=np.int64),
-            np.zeros(n, dtype=np.int64), np.full(n, OK), kind, exact=True,
+            np.zeros(n, dtype=np.int64), np.where(finite, OK, "not finite"), kind, exact=True,
         )  # fmt: skip
 
     @staticmethod

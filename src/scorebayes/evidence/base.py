@@ -134,7 +134,8 @@ class Evidence(abc.ABC):
     @abc.abstractmethod
     def log_lik(self, x: Tensor, keys: Sequence[str], likelihood: Likelihood | None = None) -> Block:
         """What it says of standardised images [N, C, S, S], whose random draws are named by ``keys``: the same key and image
-        give the same numbers, alone or among others. ``likelihood``: an estimator in the place of its own."""
+        give the same numbers, alone or among others, up to rounding. ``likelihood``: an estimator in the place of its
+        own."""
 
     @abc.abstractmethod
     def weighted(
@@ -145,10 +146,16 @@ class Evidence(abc.ABC):
 
     @abc.abstractmethod
     def maps(
-        self, x: Tensor, key: str, weights: NDArray[np.float64], against: NDArray[np.float64]
+        self,
+        x: Tensor,
+        key: str,
+        block: Block,
+        weights: NDArray[np.float64],
+        against: NDArray[np.float64],
     ) -> PixelMaps:
         """Which pixels of one image [1, C, S, S] speak: maps of ``against`` [Y] (coefficients of the classes, which sum to
-        zero) times its part of the logits, from the draws of ``log_lik`` with this key."""
+        zero) times its part of the logits, by weights [L]. ``block``: what ``log_lik`` said of the image with this key,
+        whose draws are split."""
 
 
 class Sampled(Protocol):

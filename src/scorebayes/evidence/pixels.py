@@ -191,7 +191,12 @@ class Pixels(Evidence):
         return score
 
     def maps(
-        self, x: Tensor, key: str, weights: NDArray[np.float64], against: NDArray[np.float64]
+        self,
+        x: Tensor,
+        key: str,
+        block: Block,
+        weights: NDArray[np.float64],
+        against: NDArray[np.float64],
     ) -> PixelMaps:
         """The class score of a draw is -D/2 log(E_c / D), E_c the sum over the pixels of the squared residual e_c(p) (see
         ``scorebayes.diffusion.likelihood.denoising``). The difference of two classes is a sum over pixels, exactly, by the
@@ -201,7 +206,7 @@ class Pixels(Evidence):
 
         A pixel is therefore evidence for class a where the image is denoised better in the belief that it is an a.
         """
-        estimator, block = self._class_score, self.log_lik(x, [key])
+        estimator = self._class_score
         each = np.zeros((len(block.level), *x.shape[2:]))
         sums: list[list[float]] = [[] for _ in block.level]  # of every draw, evaluation by evaluation
         with torch.no_grad():

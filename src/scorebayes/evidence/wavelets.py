@@ -106,14 +106,19 @@ class Wavelets(Evidence):
         return float(weights[0]) * self.mixtures.of_images(x)
 
     def maps(
-        self, x: Tensor, key: str, weights: NDArray[np.float64], against: NDArray[np.float64]
+        self,
+        x: Tensor,
+        key: str,
+        block: Block,
+        weights: NDArray[np.float64],
+        against: NDArray[np.float64],
     ) -> PixelMaps:
         """What the coefficients say is no sum over pixels: it is shared out among them by integrated gradients, and what an
         even grey image would get is the offset."""
-        slopes = torch.from_numpy(weights[0] * against)
-        shared = integrated_gradients(lambda image: self.mixtures.of_images(image)[0] @ slopes, x)
-        with torch.no_grad():
-            whole = float(self.mixtures.of_images(x)[0] @ slopes)
+        shared, whole = np.zeros(x.shape[2:]), float(weights @ block.level_means[0] @ against)
+        if weights.any():
+            slopes = torch.from_numpy(weights[0] * against)
+            shared = integrated_gradients(lambda image: self.mixtures.of_images(image)[0] @ slopes, x)
         return PixelMaps(
             shared[None], np.zeros(x.shape[2:]), np.zeros(1), np.full(1, np.nan), whole - float(shared.sum())
         )

@@ -95,7 +95,8 @@ def explain(
     share = softmax(others)  # of each other class among the others
     against = (np.arange(len(share)) == target) - share
     parts = {
-        name: source.maps(x, key, calibration.weights[name], against) for name, source in run.sources.items()
+        name: source.maps(x, key, table.blocks[name], calibration.weights[name], against)
+        for name, source in run.sources.items()
     }
     known = float((calibration.bias + log_prior) @ against - entr(share).sum())
     return Explanation(target, parts, known + sum(part.offset for part in parts.values()), table, posterior)

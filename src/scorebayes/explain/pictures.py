@@ -21,7 +21,7 @@ from scorebayes.errors import ConfigError, DataError
 from scorebayes.evidence.base import Map
 from scorebayes.explain.counterfactual import GUIDANCE, START, STEPS, Counterfactual, counterfactual
 from scorebayes.explain.maps import SMOOTHING, Explanation, explain, smooth
-from scorebayes.plots.charts import NEGATIVE, PAPER, POSITIVE
+from scorebayes.plots.svg import NEGATIVE, PAPER, POSITIVE
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
@@ -219,7 +219,7 @@ def _figures_of(run: Run, evidence: Explanation, other: Counterfactual | None) -
         "settings": {
             "estimator": run.config.sections["likelihood"],
             "seed": run.config.seed,
-            "weights": run.checkpoints.best()["sha256"],
+            "made_by": run.maker(run.likelihood),
             "geometry": f"prepared image, {total.shape[1]} x {total.shape[0]} pixels",
             "smoothing_of_the_picture": SMOOTHING,
         },

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scorebayes.plots.charts import Plot, drawn, short
+from scorebayes.plots.svg import Plot, drawn, short
 
 
 @drawn("heat", "Values of one model by kind and severity of a corruption")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.plots.charts import short
+from scorebayes.plots.svg import short
 from scorebayes.storage.digest import sha256_of
 from scorebayes.storage.spreadsheet import plain
 

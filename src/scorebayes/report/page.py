@@ -17,7 +17,8 @@ import jinja2
 import numpy as np
 
 from scorebayes.plots import charts as figures
-from scorebayes.plots.charts import Row, short
+from scorebayes.plots.charts import Row
+from scorebayes.plots.svg import short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import Panel, estimate, interval, p_value, seconds, share, threshold_words
 from scorebayes.report.sections import SECTIONS

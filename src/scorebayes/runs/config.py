@@ -213,8 +213,9 @@ def resolve(
     for layer in (defaults or {}, PRESETS[preset] if preset else {}, *layers):
         for key, value in layer.items():
             if key not in ("seed", *_SECTIONS):
+                remedy = 'Say [evidence] sources = ["pixels"] to leave them out.' if key == "wavelets" else ""
                 raise ConfigError(
-                    f"unknown section or key {key!r} in the configuration{_nearest(key, _SECTIONS)}."
+                    f"unknown section or key {key!r} in the configuration{_nearest(key, _SECTIONS)}.", remedy
                 )
             if key == "seed":
                 merged["seed"] = value
@@ -291,7 +292,8 @@ def _checked(section: str, table: Mapping[str, Any], constructor: Callable | Non
     for key in table:
         if key not in fields:
             raise ConfigError(
-                f"unknown key {key!r} in [{section}]{_nearest(key, fields)}.", f"Known: {', '.join(fields)}."
+                f"unknown key {key!r} in [{section}]{_nearest(key, fields)}.",
+                f"Known: {', '.join(fields)}." if fields else "It has no options.",
             )
     model = pydantic.create_model(
         section, __config__=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True), **fields

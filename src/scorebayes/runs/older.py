@@ -7,7 +7,7 @@ of the configuration, in fields of their own of ``calibration.json``, and in a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,12 @@ def decision(stored: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def made_by(note: Mapping[str, str], weights: str, estimator: str, folder: Path) -> bool:
-    """Whether a table of format 3 or before was made by these weights (SHA-256), this estimator (its repr), and the wavelets
-    of the run."""
-    wavelets = WaveletMixtures.load(_wavelets(folder)).fingerprint if "wavelets" in note else None
+def made_by(
+    note: Mapping[str, str], weights: str, estimator: str, asked: Collection[str], folder: Path
+) -> bool:
+    """Whether a table of format 3 or before was made by these weights (SHA-256), this estimator (its repr), and by the
+    wavelets of the run where they are among the sources that are asked."""
+    wavelets = WaveletMixtures.load(_wavelets(folder)).fingerprint if "wavelets" in asked else None
     return (note["weights"], note["estimator"], note.get("wavelets")) == (weights, estimator, wavelets)
 
 

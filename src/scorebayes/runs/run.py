@@ -133,7 +133,8 @@ class Run:
     def sources(self) -> dict[str, Evidence]:
         """The sources of evidence that have learned something. ConfigError where one is lost that the run is calibrated
         with."""
-        found, fitted = {}, self.calibration.weights if self.calibration_path.exists() else {}
+        found, path = {}, self.calibration_path
+        fitted = older.decision(json.loads(path.read_text()), self.path)["weights"] if path.exists() else {}
         for name, source in self.configured.items():
             if source.learned:
                 found[name] = source
@@ -269,6 +270,11 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         write_atomically(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+
+    def write_calibration(self, name: str, content: Any) -> None:
+        """A decision as JSON; what was read of an earlier one is forgotten."""
+        self.write_json(name, content)
+        self.__dict__.pop("decision", None)
 
     @property
     def split(self) -> pd.DataFrame:

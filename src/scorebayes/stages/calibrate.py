@@ -18,7 +18,7 @@ def calibrate(run: Run, estimator: str = "") -> Decision:
 
 def write_decision(run: Run, decision: Decision, fitted_on: str, estimator: str = "") -> None:
     """Write ``calibration.json`` (``calibration.<estimator>.json``), with the images it was fitted on in words."""
-    run.write_json(
+    run.write_calibration(
         f"calibration{suffix(estimator)}.json",
         {
             **decision.to_dict(),

@@ -128,7 +128,8 @@ def _made_by(folder: Path, run: Run, likelihood: Likelihood) -> bool:
         return False
     stored = json.loads(note.read_text())
     if "estimator" in stored:  # of run format 3 or before
-        return older.made_by(stored, run.checkpoints.best()["sha256"], repr(likelihood), run.path)
+        weights, asked = run.checkpoints.best()["sha256"], run.asked(likelihood)
+        return older.made_by(stored, weights, repr(likelihood), asked, run.path)
     return stored == run.maker(likelihood)
 
 

@@ -44,7 +44,8 @@ class Classification:
         )
         reference = reference_pixels(run)
         known = reference if len(reference) >= LEAST_IMAGES else None
-        typicality = fit_typicality(table, images=known, seed=run.config.seed)
+        judged = known is not None or any(block.kind != "log-ratio" for block in table.blocks.values())
+        typicality = fit_typicality(table, images=known, seed=run.config.seed) if judged else None
         return Decision(calibration, threshold, typicality, run.log_prior, pooling)
 
     def answers(

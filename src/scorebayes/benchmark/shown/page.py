@@ -49,7 +49,7 @@ EXPECTED_CURVES = [
 
 INTRODUCTION = """# Benchmarks
 
-Written by `scorebayes benchmark page --readme README.md` from the files in `benchmarks/results/`; changes by hand are lost.
+Written by `scorebayes benchmark page --readme docs/results.md` from the files in `benchmarks/results/`.
 All choices were made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over
 the seeds, and in brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several
 images). "ECE by chance" is the calibration error to expect of the same probabilities were they right: what chance alone
@@ -119,7 +119,7 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
 
 
 def quote_glance(page: Path, readme: Path) -> Path:
-    """Bring the table that README quotes up to date: any whose first column has the name of one under "At a glance".
+    """Bring the tables that another page quotes up to date: any whose first column has the name of one under "At a glance".
 
     page: as written by ``write_page``. Returns ``readme``.
     """
@@ -138,7 +138,7 @@ def _first_column(table: str) -> str:
 
 
 def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[str]:
-    """What README quotes: AUC and accuracy of the models."""
+    """What other pages quote: AUC and accuracy of the models."""
     tests = {
         name: {m: model["test"] for m, model in found["models"].items()}
         for name, found in benchmarks.items()

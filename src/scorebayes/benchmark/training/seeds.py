@@ -206,11 +206,12 @@ def _own_answers(run: Run) -> Answers:
 
 def _parts_alone(run: Run) -> dict[str, NDArray[np.float64]]:
     """Posteriors of the images that could be answered, by each source of evidence alone; none where there is one source."""
-    if len(run.sources) < 2:
+    sources = run.asked(run.likelihood)
+    if len(sources) < 2:
         return {}
     val, test = (read_table(run, split).usable() for split in ("val", "test"))
     found = {}
-    for name in run.sources:
+    for name in sources:
         calibration = fit_calibration(val.alone(name), val.log_shares, seed=run.config.seed)
         found[alone(name)] = bayes(test.alone(name), run.log_prior, calibration).prob
     return found

@@ -10,8 +10,8 @@ import numpy as np
 from scorebayes import metrics
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.plots import charts as figures
-from scorebayes.plots.charts import short
 from scorebayes.plots.heat import heat_map
+from scorebayes.plots.svg import short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import (
     Panel,

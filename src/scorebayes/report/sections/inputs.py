@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scorebayes.plots.charts import short
+from scorebayes.plots.svg import short
 from scorebayes.report.files import Run
 from scorebayes.report.parts import (
     Section,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from scorebayes import metrics
 from scorebayes.plots import charts as figures
-from scorebayes.plots.charts import Row, short
+from scorebayes.plots.charts import Row
+from scorebayes.plots.svg import short
 from scorebayes.report.files import Cases, Run
 from scorebayes.report.parts import (
     Panel,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scorebayes.plots.charts import short
+from scorebayes.plots.svg import short
 from scorebayes.report.files import Cases, Run
 from scorebayes.report.parts import (
     Gallery,
