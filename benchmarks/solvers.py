@@ -140,8 +140,8 @@ computation (`PaperFlow`: Runge-Kutta 4(5) in t, tolerance 1e-5) takes {paper:.0
 ERRORS_PAGE = """# What the flow likelihood neglects
 
 Written by `python benchmarks/solvers.py`. The test images are Gaussian, 16 x 16 pixels, with a power-law spectrum of unit
-variance (smallest variance of a cosine coefficient {smallest:.2f}), so their log-density is known at every noise level. Each error
-is measured separately, in nats per image (D = 256), as the root mean square over images; the last column gives the
+variance (smallest variance of a cosine coefficient {smallest:.2f}), so their log-density is known at every noise level. Each
+error is measured separately, in nats per image (D = 256), as the root mean square over images; the last column gives the
 standard deviation over probes.
 
 {table}

@@ -6,7 +6,7 @@
     table = run.evidence(x, keys=["case"])
     post  = scorebayes.bayes(table, run.log_prior, run.calibration)
 
-    model = scorebayes.ScoreBayesClassifier().fit(images, labels)  # as scikit-learn knows a classifier
+    model = scorebayes.ScoreBayesClassifier().fit(images, labels)  # a scikit-learn classifier
 
 Names are imported when first used, so that ``import scorebayes`` and the command line start quickly.
 """

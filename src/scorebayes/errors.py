@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each says what came, what was expected and what to do."""
+"""The errors that users see. Each says what came, what was expected and what to do."""
 
 from __future__ import annotations
 

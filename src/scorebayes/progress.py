@@ -1,4 +1,4 @@
-"""Progress bars on long work: on standard error, with the remaining time; silent where nobody watches."""
+"""Progress bars for long work, on standard error, with the remaining time. Silent without a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Advance = Callable[[int, str], None]
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Yields ``advance(done, note)``, which sets how much is done and a short note beside the bar."""
+    """Yields ``advance(done, note)``, which sets how much is done and a short note next to the bar."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),

@@ -1,7 +1,7 @@
 """Data sets: what they hold (records), their pixels, and how they are divided among training and testing.
 
 What belongs here: one file per data set, fitting ``base.Source``, and what all of them share (decoding,
-preparation, splitting). Nothing here knows of scores, likelihoods or networks. A new data set is one file
+preparation, splitting). Nothing here uses scores, likelihoods or networks. A new data set is one file
 and one line in ``SOURCES``.
 """
 

@@ -43,9 +43,9 @@ class Rejected:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a user must know of a data set before trusting a figure from it.
+    """What a user must know about a data set before trusting a number from it.
 
-    ``positive`` is the index of the class that "sensitivity" speaks of. ``bits`` is the true bit depth of the grey
+    ``positive`` is the index of the class that "sensitivity" refers to. ``bits`` is the true bit depth of the grey
     values, ``channels`` 1 (grey) or 3 (RGB). ``synthetic`` data are named so wherever they are shown. ``modalities``:
     DICOM modalities that a classifier trained on it accepts; empty for any. ``file_bits``: true depth of files that store
     fewer bits in 16, where an option says so; further files are read as these were.

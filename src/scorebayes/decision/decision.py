@@ -1,4 +1,4 @@
-"""What the validation split fixed: calibration, threshold, typicality, prior and pooling of a run."""
+"""What is fitted on the validation split: calibration, threshold, typicality, prior and pooling of a run."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 LEAST_UNITS = 10
-"""Of several images, of either outcome, below which no correlation is fitted."""
+"""Below this many units of several images, of either outcome, no correlation is fitted."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def fit_pooling(units: Units, log_odds: NDArray, positive: ArrayLike, prior: flo
     Parameters
     ----------
     units: which validation images belong together. log_odds, positive: [N], of these images.
-    prior: log-odds that ``log_odds`` include. It is taken off again: the units have the prior of their own shares.
+    prior: log-odds that ``log_odds`` include. It is subtracted again: the prior of the units comes from their own shares.
 
     Fewer than ``LEAST_UNITS`` units of either outcome: the unfitted pooling.
     """

@@ -1,11 +1,11 @@
 """Shift: do the images of a split look, class by class, like the training images?
 
-Every image may pass as typical (``scorebayes.decision.typicality``) where the whole set lies elsewhere: another machine,
-other years, patients chosen otherwise. Calibration and threshold then need not hold, and no single image tells. A
-classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) asks the set: a linear discriminant of the plain
-statistics of ``scorebayes.decision.appearance`` learns to tell half of its patients from half of those of training. Its AUC
-for the other halves is near 0.5 where there is no difference. It is asked within each class, so that another prevalence is
-no shift."""
+Every single image may pass as typical (``scorebayes.decision.typicality``) although the whole set is shifted: another
+machine, other years, a different selection of patients. Calibration and threshold may then no longer hold, and no single
+image shows it. A classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545) looks at the whole set: a linear
+discriminant of the plain statistics of ``scorebayes.decision.appearance`` learns to separate half of its patients from half
+of the training patients. Its AUC on the other halves is near 0.5 if there is no difference. The test is done within each
+class, so that a different prevalence does not count as a shift."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from scorebayes.metrics import Array, auc_interval, delong
 
 LEAST_PATIENTS = 20  # of a class, in either set; below, nothing is said
 NOTICED = 0.6
-"""AUC from which a shift is worth a warning. Training and test images of BreastMNIST and DDSM come to 0.45 to 0.58, those of
-PneumoniaMNIST to 0.60 (pneumonia) and 0.79 (normal), where every model is too sure of pneumonia (docs/limits.md)."""
+"""AUC from which a shift gets a warning. Training and test images of BreastMNIST and DDSM reach 0.45 to 0.58, those of
+PneumoniaMNIST 0.60 (pneumonia) and 0.79 (normal); there every model is too sure of pneumonia (docs/limits.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Sample:
 def measure_shift(
     known: Sample, new: Sample, classes: Sequence[str], seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """How far the new images of each class can be told from the known ones, by class name.
+    """How well the new images of each class can be told apart from the known ones, by class name.
 
     ``auc`` with ``auc_ci95`` (DeLong), ``patients`` and ``training_patients``, of whom half were learned from, and
     ``noticed``: the AUC reaches ``NOTICED`` and the interval excludes 0.5. A class with fewer than ``LEAST_PATIENTS`` in

@@ -1,1 +1,1 @@
-"""The mathematics: forward processes, scores, likelihoods and samplers. It knows no file."""
+"""The mathematics: forward processes, scores, likelihoods and samplers. Nothing here reads files."""

@@ -1,7 +1,7 @@
 """Divergence of a vector field: exact, or by Hutchinson's estimator with given probes.
 
 tr J = E[v' J v] for probes v of unit covariance (Hutchinson 1990); signs (Rademacher) have the smallest
-variance. The probes come from outside, so that all classes of an image share them. v' J v is had either in
+variance. The probes come from outside, so that all classes of an image share them. v' J v is computed either in
 forward mode (J v) or in reverse mode (v' J); which is faster depends on the network and the machine and is
 measured.
 """

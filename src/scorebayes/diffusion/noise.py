@@ -26,7 +26,7 @@ class NoiseProcess(abc.ABC):
     @property
     @abc.abstractmethod
     def t_min(self) -> float:
-        """Smallest time at which the score is asked for; p_t_min stands for p_0."""
+        """Smallest time at which the score is evaluated; p_t_min is used in place of p_0."""
 
     @abc.abstractmethod
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:

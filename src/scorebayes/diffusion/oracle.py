@@ -1,4 +1,4 @@
-"""Worlds whose score, density and posterior are known in closed form: the truth for everything else.
+"""Toy models whose score, density and posterior are known in closed form. They are the ground truth in tests.
 
 Under any process of ``scorebayes.diffusion.noise`` a Gaussian stays a Gaussian, N(alpha_t mean, alpha_t^2 covariance +
 sigma_t^2 I), and a mixture a mixture with the same weights. Arithmetic is in float64; an answer has the dtype

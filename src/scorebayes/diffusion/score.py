@@ -77,8 +77,8 @@ class Denoiser(nn.Module):
     def _precondition(
         self, z: Tensor, log_snr: Tensor, net: Callable[[Tensor, Tensor], Tensor], extra_dims: int = 0
     ) -> Tensor:
-        """The one cast: states come in float64 on the CPU, the network works in its own dtype on its own device. The dtype
-        changes on the CPU, both ways: MPS has no float64."""
+        """The one cast: states come in float64 on the CPU, the network works in its own dtype on its own device. MPS has no
+        float64, so the dtype is converted on the CPU, both ways."""
         device = next(self.net.parameters()).device
         ratio = (-0.5 * log_snr).exp().to(z)[:, None, None, None]
         norm = (1 + ratio.square()).rsqrt()
@@ -146,9 +146,9 @@ def hybrid_loss(
 ) -> Tensor:
     """The same, plus ``weight`` times the cross-entropy of the classes' errors on the same noise: [B].
 
-    This asks the network to be worse under the wrong class, which no score is: what it learns is discriminative. The
-    classes are compared as ``likelihood.Denoising`` compares them, by the log of the error; ``y`` may not be the null label,
-    and classes are expected equally often.
+    The extra term trains the network to be worse under the wrong class. A score does not do that, so the model is partly
+    discriminative. Classes are compared by the log of the error, as in ``likelihood.Denoising``. ``y`` may not be the null
+    label, and classes are expected equally often.
     """
     snr = log_snr.exp().to(x_0)
     error = denoiser.all_classes(_noised(x_0, log_snr, eps), log_snr, augment) - x_0[:, None]
@@ -160,7 +160,7 @@ def hybrid_loss(
 
 
 SHARPNESS, SHARPENING = 35.0, 0.37
-"""Of the class decision that one noisy look allows, over SNR: fitted to single draws of trained networks on validation
+"""Slope of the class decision from one draw, over SNR: fitted to single draws of trained networks on validation
 images of two data sets, where it is the slope of a logistic regression on the log error."""
 
 

@@ -1,7 +1,7 @@
 """Solvers of ordinary differential equations for a batch of independent rows.
 
 Fixed grids (Heun, RK4, Dormand-Prince 5) for a known number of evaluations, and Dormand-Prince 5(4) with a
-step size of its own for every row. Rows never influence each other: step sizes, error norms and status are
+separate step size for every row. Rows never influence each other: step sizes, error norms and status are
 per row, so that an image has the same likelihood alone and in any batch. The state is a tuple of float64
 tensors [B, ...].
 

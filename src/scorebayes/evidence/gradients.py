@@ -1,4 +1,4 @@
-"""Integrated gradients: the share of each pixel in a value that is no sum over pixels."""
+"""Integrated gradients: the share of each pixel in a value that is not a sum over pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def integrated_gradients(value: Callable[[Tensor], Tensor], x: Tensor, steps: in
 
     Gradients along the way, times the way (Sundararajan et al. 2017, arXiv 1703.01365): the sum over the pixels is the
     difference of the two values, up to the error of the midpoint rule. The steps are short at the start, where logarithms of
-    moduli change most: the way is gone as u^2, u from 0 to 1. Returns [S, S].
+    moduli change most: positions follow u^2, u from 0 to 1. Returns [S, S].
     """
     total = torch.zeros_like(x)
     with torch.enable_grad():

@@ -2,10 +2,10 @@
 
 The features of an image are noised as by a forward process; given the class they are a mixture of Gaussians
 with one covariance for all. Then the score is known and no network has to be trained. The covariance is learned without
-labels, from all training images, and the noise takes the place of what few images cannot tell of it. The components are the
-means of clusters of the class's images; clusterings from several starts are one mixture. How much noise, how narrow the
-components are and how sure of itself the result may be is found by cross-validation within the training images, patients
-apart, for each of several numbers of clusters (docs/decisions/0017, 0018).
+labels, from all training images; the noise replaces what few images cannot show about it. The components are the means of
+clusters of the class's images; clusterings from several starts form one mixture. The amount of noise, the width of the
+components and the temperature are chosen by cross-validation within the training images, split by patient, for each of
+several numbers of clusters (docs/decisions/0017, 0018).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHARPNESS = np.geomspace(0.003, 3.0, 7)  # of the components, 1: as the covarian
 TEMPERATURES = np.geomspace(0.001, 3.0, 30)
 FOLDS = 5
 MOST_IMAGES = 4000
-"""As many images are learned from, at most, of all classes alike as far as they go: more change little and cost much."""
+"""Largest number of training images, balanced over the classes as far as possible: more cost much and change little."""
 
 
 class Mixtures(NamedTuple):

@@ -1,8 +1,8 @@
-"""Which noise to ask with: the draws that say together what many more would say.
+"""Chooses the noise: the few draws that best stand in for many more.
 
-With common noise a draw is one function of the image, the same for the whole run. Of several passes over the noise levels
-those draws are kept whose sum follows the sum of all, over images whose labels are not looked at. Half as many again, taken
-as they come, are no more precise (docs/decisions/0016).
+With common noise a draw is one function of the image, the same for the whole run. Out of several passes over the noise
+levels, the draws are kept whose sum is closest to the sum of all draws, over images whose labels are not used. Half as many
+more draws, without a choice, are no more precise (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROUNDS = 5  # of exchanging one draw at a time; two to three change anything
 
 
 def choose_draws(values: NDArray[np.float64], levels: int, repeats: int) -> tuple[int, ...]:
-    """Numbers of ``repeats`` draws of every level whose sum over the levels is nearest to that of all draws.
+    """Numbers of ``repeats`` draws per level whose sum over the levels is closest to that of all draws.
 
     Parameters
     ----------

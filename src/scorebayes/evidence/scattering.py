@@ -1,4 +1,4 @@
-"""Wavelet scattering: what of an image stays as it is under small shifts and bends, at every size and direction.
+"""Wavelet scattering: features that are stable under small shifts and deformations, at every size and direction.
 
 An image is filtered with wavelets of several sizes and directions; the moduli are averaged over the cells of a grid, and
 so are the moduli of their own filtering by larger wavelets (Bruna & Mallat 2013, arXiv 1203.1513). Means over cells take

@@ -1,4 +1,4 @@
-"""How sure is a metric? A bootstrap that draws whole patients, and Wilson's interval of a proportion."""
+"""Uncertainty of metrics: a bootstrap that draws whole patients, and Wilson's interval of a proportion."""
 
 from __future__ import annotations
 

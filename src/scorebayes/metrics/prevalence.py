@@ -1,4 +1,4 @@
-"""What a decision is worth where the classes are as frequent as elsewhere."""
+"""Predictive values of a decision at other prevalences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def predictive_values(at_threshold: Mapping, prevalences: ArrayLike) -> list[Met
     at_threshold: metrics with ``sensitivity``, ``specificity`` and their intervals. Returns for each prevalence
     ``prevalence``, ``ppv``, ``npv`` and ``<name>_ci95``, by Bayes' rule from the likelihood ratios, whose
     intervals are recovered from those of the rates (MOVER-R, Newcombe 2016, Stat Methods Med Res 25:1774).
-    It holds where only the prevalence differs, and the images of either class are as they are here. Empty
+    It holds if only the prevalence differs and the images of each class are the same kind. Empty
     where a rate or its interval is absent.
     """
     found: list[tuple[float, float, float]] = []

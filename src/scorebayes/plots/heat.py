@@ -1,4 +1,4 @@
-"""The heat map of a benchmark: one figure for the report and, as a file of its own, for the docs."""
+"""The heat map of a benchmark, as a figure in the report and as a separate file for the docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demonstration: the main job in a few minutes."""
+"""The demonstration: train, score, evaluate and report in a few minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEMO_MINUTES = 2.5
 
 
 def demo(path: Path, data: str, device: torch.device) -> tuple[dict[str, Any], Path]:
-    """Train, score, evaluate and report within a few minutes; goes on where it was stopped. Returns metrics and report."""
+    """Train, score, evaluate and report within a few minutes; resumes where it was stopped. Returns metrics and report."""
     layers = [{"train": {"steps": DEMO_STEPS, "minutes": DEMO_MINUTES}}]
     run = train(path, data, layers, "tiny", device, resume=path.exists())
     split = "test" if (run.split["split"] == "test").any() else "val"

@@ -1,4 +1,4 @@
-"""Files that a reader sees old or new, never half: written beside their place, synced, and renamed."""
+"""Atomic writes: a reader sees the old file or the new one, never half of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digest of a file, by which a run tells whether it is still the one that it was."""
+"""The digest of a file, by which a run tells whether the file has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CSV files for people, who open them with spreadsheets: no cell may be taken for a formula.
+"""CSV files that people open in spreadsheets: no cell may be taken for a formula.
 
 Ids and file names come from strangers, and a text that begins with = + - or @ is run as a formula (CWE-1236). Such texts
 get an apostrophe in front, the spreadsheet's own mark for text; numbers stay as they are.

@@ -1,1 +1,1 @@
-"""Fits a score to labelled arrays; knows no run and no task."""
+"""Fits a score to labelled arrays, independently of runs and tasks."""

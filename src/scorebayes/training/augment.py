@@ -1,6 +1,6 @@
-"""Geometric augmentation that does not leak: the network is told what was done and is asked for the undisturbed image.
+"""Geometric augmentation that does not leak: the network gets its parameters and predicts the original image.
 
-The code (Karras et al. 2022, arXiv 2206.00364, appendix F.2) is zero for an image as it is. Mirroring is not in the code:
+The code (Karras et al. 2022, arXiv 2206.00364, appendix F.2) is zero for an unchanged image. Mirroring is not in the code:
 with ``flip`` the density learned is that of the image or its mirror image.
 """
 

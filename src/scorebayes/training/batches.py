@@ -12,7 +12,7 @@ from scorebayes.training.settings import TrainConfig
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Every step draws all its random numbers from (seed, step), so that a resumed training goes on as if undisturbed."""
+    """Every step draws all its random numbers from (seed, step), so a resumed training equals an uninterrupted one."""
     return int.from_bytes(hashlib.blake2b(f"train/{seed}/{step}".encode(), digest_size=7).digest(), "little")
 
 

@@ -1,4 +1,4 @@
-"""What every training follows over its steps: the learning rate, and how long the average of the weights remembers."""
+"""Schedules over the training steps: the learning rate, and the decay of the averaged weights."""
 
 from __future__ import annotations
 

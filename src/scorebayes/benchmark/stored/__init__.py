@@ -1,1 +1,1 @@
-"""What stored results say."""
+"""Analysis of stored results."""

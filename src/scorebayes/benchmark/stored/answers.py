@@ -1,4 +1,4 @@
-"""What models said of the same test images with one seed, and how far one is ahead of another over the seeds."""
+"""Answers of models for the same test images with one seed, and AUC differences between models over the seeds."""
 
 from __future__ import annotations
 

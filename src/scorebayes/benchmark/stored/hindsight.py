@@ -1,7 +1,7 @@
-"""Accuracy at the threshold that is best for the test images themselves, which nobody may choose.
+"""Accuracy at the best threshold for the test images themselves, which nobody may choose in practice.
 
-Its distance from the accuracy tells how many errors are of the threshold: the images stand in order, and the test split lies
-elsewhere than the validation split on which the threshold was set.
+The gap to the accuracy shows how many errors come from the threshold: the ranking of the images is good, but the test split
+is shifted from the validation split on which the threshold was chosen.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the models of a benchmark said of every test image: the file beside its results, ``<name>-posteriors.parquet``.
+"""The posteriors of a benchmark's models for every test image, in the file ``<name>-posteriors.parquet``.
 
 With it, a model that was trained elsewhere or later is compared on the same images without training the others again.
 One row per model, seed and image: ``model``, ``seed``, ``image_id``, ``patient_id`` (the image's where there is none),
@@ -22,14 +22,14 @@ Said = Mapping[tuple[str, int], pd.DataFrame]
 
 
 def posteriors_path(results: Path) -> Path:
-    """The file beside a benchmark's JSON file."""
+    """The posteriors file next to a benchmark's JSON file."""
     return results.with_name(f"{results.stem}-posteriors.parquet")
 
 
 def write_posteriors(
     path: Path, seeds: Sequence[int], each: Sequence[Answers], models: Sequence[str], classes: Sequence[str]
 ) -> None:
-    """What the models said with each seed as one file, written whole or not at all."""
+    """Write the posteriors of all models and seeds to one file, completely or not at all."""
     names = np.asarray(classes, dtype=object)
     rows = [
         pd.DataFrame(

@@ -152,6 +152,6 @@ CORRUPTIONS: dict[str, Callable[[Pixels, int, np.random.Generator], Pixels]] = {
 }
 """Name -> function of an image [H, W] float32 in [0, 1], a severity from 1 to 5 and a generator.
 
-The image is left as it is; the result has its shape and type and lies in [0, 1]. The same state of the generator gives the
+The image is not changed. The result has its shape and type and is in [0, 1]. The same state of the generator gives the
 same noise, place and direction at every severity. Channels of one image are given the same state.
 """

@@ -1,4 +1,4 @@
-"""Images that are no images of the data set: what a trustworthy classifier declines to judge.
+"""Foreign images, not from the data set: a trustworthy classifier declines to judge them.
 
 ``FOREIGN`` makes them from an image of the data set, so that size and, where it is said, grey values are its own;
 ``pictures`` reads images of other subjects: other MedMNIST sets, and the photographs that come with scikit-image.
@@ -58,7 +58,7 @@ FOREIGN: dict[str, Callable[[Image32, np.random.Generator], Image32]] = {
     "gradient": _gradient,
     "checkerboard": _checkerboard,
 }
-"""Name -> function of an image [H, W] float32 in [0, 1], which it leaves as it is, and a generator."""
+"""Name -> function of an image [H, W] float32 in [0, 1], which it does not change, and a generator."""
 
 
 def pictures(root: Path, own: str, n: int, rng: np.random.Generator) -> dict[str, list[Image32]]:

@@ -1,4 +1,4 @@
-"""Does the model decline what is no image of its kind? Typicality against the raw likelihood, kind by kind.
+"""Does the model decline foreign images? Typicality compared with the raw likelihood, kind by kind.
 
 Nothing is chosen here: the judge of typicality is fitted on training and validation images, and the low-likelihood rule is
 given, on validation images, the share of false alarms that typicality has there.

@@ -1,7 +1,7 @@
-"""Test images that are nearly a training image, and what the models are worth on the others.
+"""Test images that are near copies of a training image, and the AUC of the models without them.
 
-Exact copies are found by the audit of every run. Near copies (two frames of one lesion, one film scanned twice) are no error
-of a data set that names no patients, but whoever remembers training images is better for them than for new patients.
+The audit of every run finds exact copies. Near copies (two frames of one lesion, one film scanned twice) are not an error
+in a data set that names no patients, but a model that memorises training images does better on them than on new patients.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Kind = Literal["density", "lower-bound", "class-score"]
 
 @dataclass(frozen=True)
 class LogProb:
-    """What one estimator says of N images under each of Y classes, from K draws shared by the classes.
+    """The values of one estimator for N images under each of Y classes, from K draws shared by the classes.
 
     draws: [K, N, Y] float64. For the kinds "density" and "lower-bound" their mean over K is log p(x|y) in nats (or a
         bound of it) in the standardised coordinates given; for "class-score" a draw is -D/2 log of a denoising error,
