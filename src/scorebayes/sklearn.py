@@ -1,11 +1,11 @@
-"""The classifier as scikit-learn knows one: ``fit``, ``predict_proba``, cross-validation, pipelines.
+"""The classifier with the interface of scikit-learn: ``fit``, ``predict_proba``, cross-validation, pipelines.
 
     model = ScoreBayesClassifier().fit(images, labels, groups=patients)
     model.predict_proba(new_images)
     model.answers(new_images)       # with standard errors, and without an answer for what is unlike the training images
 
-Images are arrays [N, H, W] or [N, H, W, 3], of uint8, uint16, or floating-point numbers in [0, 1]. Behind it is a run
-directory like any other: ``model.run_``.
+Images are arrays [N, H, W] or [N, H, W, 3] of uint8, uint16, or floating-point numbers in [0, 1]. The classifier works on
+an ordinary run directory: ``model.run_``.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    preset: "tiny", "light", "small" or "paper". steps: of the training; None: by the number of images.
-    validation: share of the patients that calibrate and choose the weights, and are not trained on.
+    preset: "tiny", "light", "small" or "paper". steps: training steps; None: chosen by the number of images.
+    validation: share of the patients held out from training, for calibration and for choosing the weights.
     config: further sections of the configuration, for example ``{"train": {"lr": 1e-3}}``.
-    path: the run directory, which must be new, or begun with the same images and parameters, to be gone on with; the images
-        are kept beside it. None: a temporary one, which lives as long as the classifier, and in its pickle.
+    path: the run directory. It must be new, or started with the same images and parameters, and is then resumed. The
+        images are kept next to it. None: a temporary one that lives as long as the classifier and is part of its pickle.
     device: "auto", "cpu", "cuda" or "mps".
     random_state: seed of everything.
 
     Attributes
     ----------
-    classes_: labels [Y], sorted. run_: the trained run, for all that ``scorebayes`` can do with one.
+    classes_: labels [Y], sorted. run_: the trained run, for everything else that ``scorebayes`` can do.
     """
 
     _folder: tempfile.TemporaryDirectory[str] | None
@@ -83,18 +83,19 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides
         (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called).
 
-        Raises DataError for images that cannot be used or classes that are too small, ConfigError for parameters that do
-        not fit.
+        Raises DataError for unusable images or classes that are too small, ConfigError for parameters that do not fit.
         """
         images = _images(X)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
         if numbers.shape != (len(images),):
             raise ConfigError(
-                f"y has shape {numbers.shape} for {len(images)} images.", "Expected one label each."
+                f"y has shape {numbers.shape} for {len(images)} images.", "Give one label per image."
             )
         if len(self.classes_) < 2:
-            raise ConfigError(f"y has one class, {self.classes_[0]}.", "Expected two or more.")
+            raise ConfigError(
+                f"y has only one class, {self.classes_[0]}.", "Give images of two or more classes."
+            )
         random = self.random_state
         seed = int(
             random if isinstance(random, (int, np.integer)) else check_random_state(random).randint(2**31)
@@ -158,7 +159,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """A temporary run goes along; one with a path is found there again."""
+        """A temporary run is pickled as well; one with a path is opened there again."""
         state = dict(super().__getstate__())
         folder, run = state.pop("_folder", None), state.pop("run_", None)
         if run is not None:
@@ -193,7 +194,7 @@ def _images(X: ArrayLike) -> NDArray:
 def _kept(
     run: Path, images: NDArray, labels: NDArray[np.int64], classes: list[str], groups: ArrayLike | None
 ) -> Path:
-    """The images in a file beside the run that is named by what is in it: other images are another file."""
+    """The images in a file next to the run, named by its content: other images get another file."""
     parts = [images, labels, *([] if groups is None else [np.asarray(groups).astype(str)])]
     content = hashlib.blake2b(repr(classes).encode(), digest_size=8)
     for part in parts:

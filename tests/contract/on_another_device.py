@@ -160,8 +160,8 @@ def test_the_commands_run(run, tmp_path):
         ],
         ["explain", str(run.path), pictures[0], "--out", str(tmp_path / "explained")],
         ["sample", str(run.path), "--per-class", "1", "--steps", "2", "--guidance", "1"],
-        ["tune", str(run.path)],
         ["report", str(run.path)],
+        ["tune", str(run.path)],
         ["doctor"],
     ):
         result = CliRunner().invoke(app, command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 import scorebayes
 from scorebayes.cli.main import app
 from scorebayes.decision.table import Block
-from scorebayes.diffusion.likelihood import Denoising
+from scorebayes.diffusion.likelihood import DenoisingBound
 from scorebayes.evidence.base import Evidence, PixelMaps
 from scorebayes.evidence.registry import EVIDENCE
 from scorebayes.explain.maps import explain
@@ -81,10 +80,26 @@ def the_door():
         yield
 
 
+def all_sources():
+    """Every entry of the registry, those that train with little."""
+    little = {
+        "size": 64,
+        "components": 6,
+        "steps": 8,
+        "batch": 8,
+        "warmup": 1,
+        "validate_every": 8,
+        "lr": 1e-2,
+        "channels": [8, 16],
+        "levels": 4,
+    }
+    return {"sources": [*EVIDENCE], "features": little}
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return finish(train_tiny(folder, evidence={"sources": [*EVIDENCE]})).path
+    return finish(train_tiny(folder, evidence=all_sources())).path
 
 
 @pytest.fixture
@@ -136,9 +151,9 @@ def test_a_sampled_source_asks_all_classes_with_the_same_noise(source, x, images
     one = source.passes(x, images.keys, range(1))[0]
     some = source.passes(x, images.keys, range(1), np.array([1]))[0]
     np.testing.assert_allclose(some[..., 0], one[..., 1], rtol=1e-4, atol=1e-3)
-    own = source.log_lik(x, images.keys, replace(source.home.build("likelihood"), first=(), repeats=1))
+    own = source.log_lik(x, images.keys)
     assert len(one) == source.levels == own.n_levels
-    assert int(own.nfe[0]) == source.levels * source.evaluations
+    assert int(own.nfe[0]) == len(own.draws) * source.evaluations
 
 
 def test_the_label_matters(source, x, images):
@@ -189,7 +204,7 @@ def test_a_sampled_source_depends_on_its_noise_too(path, tmp_path, old, new):
 
 
 def test_another_estimator_is_another_fingerprint_where_it_is_asked(source):
-    other = source.fingerprint(Denoising(levels=3))
+    other = source.fingerprint(DenoisingBound(levels=3))
     assert (other != source.fingerprint()) == source.in_nats
 
 
@@ -199,7 +214,7 @@ def test_what_was_learned_stays_when_learning_again(source, run, path):
         for p in path.rglob("*")
         if p.is_file() and p.suffix in (".npy", ".safetensors")
     }
-    again = train_tiny(path, resume=True, evidence={"sources": [*EVIDENCE]})
+    again = train_tiny(path, resume=True, evidence=all_sources())
     assert again.maker(again.likelihood) == run.maker(run.likelihood)
     assert {p: p.stat().st_mtime_ns for p in learned} == learned
 
@@ -224,7 +239,7 @@ def test_options_of_a_source_are_checked_by_name(tmp_path):
 
 def test_a_third_source_goes_the_whole_way(run, tmp_path):
     """Table, calibration, prediction, evaluation, maps, sequential decisions, commands and report."""
-    assert list(run.sources) == list(run.calibration.weights) == ["pixels", "wavelets", "brightness"]
+    assert list(run.sources) == list(run.calibration.weights) == [*EVIDENCE]
     pictures = write_pictures(tmp_path, 2)
     assert (predict_files(run, pictures, force=True)["status"] == "ok").all()
     x, key, _ = run.read(pictures[0])

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "evidence": {"errors", "progress", "storage", "data", "diffusion", "decision", "training"},
     "runs": {"errors", "progress", "storage", "data", "diffusion", "decision", "training", "evidence"},
     "tasks": {"errors", "metrics", "decision", "runs"},
-    "baselines": GROUND | {"data", "diffusion", "decision", "training", "runs"},
+    "baselines": GROUND | {"data", "diffusion", "decision", "training", "evidence", "runs"},
     "explain": GROUND | {"data", "diffusion", "decision", "evidence", "runs"},
     "report": GROUND | {"decision"},
     "stages": GROUND

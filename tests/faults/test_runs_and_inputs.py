@@ -106,7 +106,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it(tm
 
 
 def test_a_log_that_cannot_be_written_costs_a_warning_only():
-    with pytest.warns(UserWarning, match="training goes on"):
+    with pytest.warns(UserWarning, match="training continues"):
         write_log(Path("/dev/full"), step=1)
 
 
@@ -181,7 +181,7 @@ def test_weights_that_are_not_numbers_are_refused(copy):
     tensors[next(iter(tensors))].fill_(float("nan"))
     save_file(tensors, path)
     vouch_for(path)
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(ConfigError, match="NaN or infinite"):
         _ = open_run(copy).score
 
 
@@ -190,7 +190,7 @@ def test_a_state_without_its_averaged_weights_is_refused(copy):
     tensors = {name: t.clone() for name, t in load_file(path).items() if not name.startswith("average.")}
     save_file(tensors, path)
     vouch_for(path)
-    with pytest.raises(ConfigError, match="averaged weights"):
+    with pytest.raises(ConfigError, match="do not belong to this network"):
         train_tiny(copy, resume=True)
 
 
@@ -202,7 +202,7 @@ def change_source(run: Path, **fields) -> None:
 def test_other_classes_another_preparation_and_a_newer_format_are_refused(trained, tmp_path):
     for number, (fields, words) in enumerate(
         [
-            ({"classes": ["a", "b", "c"]}, "not of the network"),
+            ({"classes": ["a", "b", "c"]}, "do not fit the network"),
             ({"pipeline": "0" * 16}, "prepare images differently"),
             ({"format": 99}, "newer version"),
         ]
@@ -252,7 +252,7 @@ def test_copies_across_splits_that_we_drew_stop(tmp_path):
 
 
 def test_copies_across_official_splits_and_within_a_split_are_warned_of():
-    with pytest.warns(UserWarning, match=r"several official splits, first i0 = i1.*audit\.json"):
+    with pytest.warns(UserWarning, match=r"more than one official split, for example i0 = i1.*audit\.json"):
         inputs._judge_copies(AUDIT, records_with(["train", "test"]))
     within = {"same_pixels_across_splits": [], "same_pixels_within_split": [["i0", "i1"]]}
     with pytest.warns(UserWarning, match="more than once within a split"):
@@ -309,7 +309,8 @@ def test_a_small_image_is_warned_of_and_a_far_too_small_one_refused(trained, tmp
     # At side 32 twelve pixels are too few, at side 16 they are few.
     frame = predict_files(trained, [small], force=True)
     assert (
-        frame.loc[0, "status"] == "ok" and "12 x 12 pixels, the model works at 16" in frame.loc[0, "warning"]
+        frame.loc[0, "status"] == "ok"
+        and "12 x 12 pixels, but the model works at 16" in frame.loc[0, "warning"]
     )
     stamp = picture(tmp_path / "stamp.png", mammogram(16)[:7, :7])
     assert "too small: 7 x 7 pixels" in statuses(trained, stamp)[0]
@@ -373,5 +374,5 @@ def test_no_cell_of_an_output_is_a_formula():
 
 
 def test_a_device_that_is_absent_is_named():
-    with pytest.raises(ConfigError, match=r"'tpu' is not there.*Available: .*cpu"):
+    with pytest.raises(ConfigError, match=r"'tpu' is not available.*Available: .*cpu"):
         pick_device("tpu")

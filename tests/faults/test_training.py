@@ -90,7 +90,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     before = final_weights(run)
     newest = run.path / "checkpoints" / run.checkpoints.entries("state")[-1]["file"]
     newest.write_bytes(newest.read_bytes()[:-7])
-    with pytest.warns(UserWarning, match="Going on from the state before"):
+    with pytest.warns(UserWarning, match="Continuing from the previous state"):
         again = train_tiny(tmp_path / "run", resume=True)
     for name, tensor in final_weights(again).items():
         assert torch.equal(tensor, before[name]), name

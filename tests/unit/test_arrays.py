@@ -40,7 +40,7 @@ def test_the_positive_class_goes_by_its_name_or_as_asked(tmp_path):
     text = kept(tmp_path, classes=["malignant", "benign"])
     assert open_source(text).info.positive == 0
     assert open_source(text, positive="benign").info.positive == 1
-    with pytest.raises(ConfigError, match="positive is 'cyst', the classes are malignant, benign"):
+    with pytest.raises(ConfigError, match="positive is 'cyst', but the classes are malignant, benign"):
         open_source(text, positive="cyst")
 
 
@@ -66,9 +66,9 @@ def test_other_numbers_and_colours(tmp_path, images, bits, channels, first):
         ({"images": IMAGES[..., None]}, r"Expected \(N, H, W\) or"),
         ({"labels": LABELS[:7]}, r"labels is \(7,\) for 8 images"),
         ({"labels": LABELS / 2}, "labels is float64"),
-        ({"labels": LABELS - 2}, "-1 where unknown"),
-        ({"classes": ["benign"]}, "labels go to 1"),
-        ({"classes": ["benign", "benign"]}, "a name of its own"),
+        ({"labels": LABELS - 2}, "-1 for unknown"),
+        ({"classes": ["benign"]}, "labels go up to 1"),
+        ({"classes": ["benign", "benign"]}, "every class a different name"),
         ({"patients": np.arange(3)}, r"patients is \(3,\)"),
     ],
 )

@@ -89,7 +89,9 @@ def test_a_baseline_learns_and_its_stored_numbers_give_the_same_answers(run, tmp
     train, val, test = (toy(n, seed, n_classes) for seed, n in enumerate((42, 24, 60)))
     world = facts_of(run, train, n_classes)
     found = kind.fit(world, train, val, tmp_path, STEPS)
-    calibration = fit_temperature(raw_logits(world, found.net, val), found.log_prior, val.labels, 0)
+    calibration = fit_temperature(
+        raw_logits(world, found.net, val), found.log_prior, val.labels, val.patients, 0
+    )
     prob = Baseline(world, kind, found.net, calibration, {}).prob(test)
     assert prob.shape == (60, n_classes)
     np.testing.assert_allclose(prob.sum(1), 1)
@@ -217,7 +219,7 @@ def test_the_setting_and_the_checkpoint_are_the_best_on_validation(run, tmp_path
     entry = json.loads((tmp_path / "checkpoints" / "manifest.json").read_text())
     best = min(e["val_log_loss"] for e in entry if e["file"].startswith("step"))
     logits = raw_logits(run, found.net, VAL)
-    again = fit_temperature(logits, found.log_prior, VAL.labels, run.config.seed)
+    again = fit_temperature(logits, found.log_prior, VAL.labels, VAL.patients, run.config.seed)
     assert again.log_loss == pytest.approx(best, abs=1e-9)
 
 
@@ -315,7 +317,7 @@ def test_temperature_and_bias_mend_what_is_too_sure_and_give_the_class_shares_ba
     records = tuple(Record(str(i), Path("none"), int(y)) for i, y in enumerate(labels))
     val = ImageSet(np.zeros((400, 1, 2, 2), np.uint8), 8, records)
     equal, shares = np.log([0.5, 0.5]), np.log(np.bincount(labels) / 400)
-    found = fit_temperature(logits, equal, val.labels, 0)
+    found = fit_temperature(logits, equal, val.labels, val.patients, 0)
 
     def loss(weight, bias):
         return log_loss(labels, np.exp(log_softmax(weight * logits + bias + shares, axis=1)))
@@ -325,14 +327,14 @@ def test_temperature_and_bias_mend_what_is_too_sure_and_give_the_class_shares_ba
     prob = softmax(found.weight * logits + found.bias + shares, axis=1)[:, 1]
     assert prob.mean() == pytest.approx(labels.mean(), abs=0.01)
     within = 3 * shares  # a prior within the logits is taken out first
-    skewed = fit_temperature(logits + within, within, val.labels, 0)
+    skewed = fit_temperature(logits + within, within, val.labels, val.patients, 0)
     offset = (skewed.weight * (logits + within) + skewed.bias) - (found.weight * logits + found.bias)
     np.testing.assert_allclose(offset[:, 0], offset[:, 1], atol=1e-4)
 
 
 def test_scores_that_say_nothing_on_validation_keep_their_order():
     logits = np.stack([np.zeros(24), -VAL.labels - np.linspace(0, 0.1, 24)], axis=1)  # the wrong way round
-    assert fit_temperature(logits, np.log([0.5, 0.5]), VAL.labels, 0).weight > 0
+    assert fit_temperature(logits, np.log([0.5, 0.5]), VAL.labels, VAL.patients, 0).weight > 0
 
 
 def test_evaluation_sets_every_trained_baseline_beside_the_model(run, registered):

@@ -146,7 +146,7 @@ def test_a_baseline_is_trained_beside_ours_as_it_was_measured_and_ours_is_not_tr
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda rows: rows[rows["model"] != OURS], ConfigError, "lacks what ours said with seed 0"),
+        (lambda rows: rows[rows["model"] != OURS], ConfigError, "our posteriors of seed 0 are missing"),
         (lambda rows: rows.assign(image_id="x" + rows["image_id"]), DataError, "other test images"),
     ],
 )
@@ -166,9 +166,9 @@ def test_ours_is_not_kept_without_its_posteriors_of_these_images(
 
 def test_nothing_is_kept_of_other_seeds_or_of_no_file(done, tmp_path, monkeypatch):
     make_small(monkeypatch)
-    with pytest.raises(ConfigError, match="seeds were"):
+    with pytest.raises(ConfigError, match="seeds are"):
         run_benchmark("phantom", tmp_path, tmp_path, done[0] / "out", [0], keep=True)
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         run_benchmark("phantom", tmp_path, tmp_path, tmp_path / "out", [0, 1], keep=True)
 
 
@@ -225,7 +225,7 @@ def test_predictions_from_elsewhere_are_compared_with_every_model(done, tmp_path
             lambda table: table.rename(columns={"prob_malignant": "score"}),
             "lacks the column 'prob_malignant'",
         ),
-        (lambda table: table.assign(prob_malignant="high"), "no number"),
+        (lambda table: table.assign(prob_malignant="high"), "not a number"),
     ],
 )
 def test_incomplete_predictions_are_refused(done, tmp_path, change, message):
@@ -234,7 +234,7 @@ def test_incomplete_predictions_are_refused(done, tmp_path, change, message):
     change(own[["image_id", "prob_malignant"]]).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(DataError, match=message):
         compare_predictions(results, tmp_path / "mine.csv")
-    with pytest.raises(DataError, match="no results"):
+    with pytest.raises(DataError, match="the results or their file"):
         compare_predictions(tmp_path / "phantom.json", tmp_path / "mine.csv")
 
 

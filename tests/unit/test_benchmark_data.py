@@ -202,8 +202,8 @@ def test_values_are_read_and_shown_as_they_are_written():
         (lambda: Study("chestmnist", "imbalance", (1,), (0,)), "unknown benchmark 'chestmnist'"),
         (lambda: Study("phantom", "imbalance", (1,), (0,), ("scorebayes", "resnet1")), "unknown model"),
         (lambda: Study("phantom", "imbalance", (1,), (0,), ("logistic",)), "lack 'scorebayes'"),
-        (lambda: Study("phantom", "imbalance", (math.inf,), (0,)), "all is no value"),
-        (lambda: Study("phantom", "per-class", (2.5,), (0,)), "2.5 is no value"),
+        (lambda: Study("phantom", "imbalance", (math.inf,), (0,)), "all is not a value"),
+        (lambda: Study("phantom", "per-class", (2.5,), (0,)), "2.5 is not a value"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_trained(call, message):

@@ -140,7 +140,7 @@ def test_pixels_that_decide_bring_the_probability_down_sooner_than_random_ones(r
 
 def test_lesions_need_the_geometry_of_the_phantom(run):
     run.config.sections["prepare"]["size"] = 24
-    with pytest.raises(ConfigError, match="own geometry"):
+    with pytest.raises(ConfigError, match="original geometry"):
         evidence.lesion_shares(run, Standin(run, "", 0), None, lambda done: None)
 
 
@@ -148,7 +148,7 @@ def test_the_command_writes_the_figures(run, tmp_path):
     path = tmp_path / "results" / "evidence.json"
     done = CliRunner().invoke(app, ["evidence", str(run.path), "--images", "2", "--out", str(path)])
     assert done.exit_code == 0, done.output
-    assert "of what speaks for the class in the lesion by evidence" in done.output
+    assert "of the evidence for the class lies in the lesion, by evidence" in done.output
     assert json.loads(path.read_text())["benchmark"] == "evidence"
 
 

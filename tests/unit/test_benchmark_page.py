@@ -62,7 +62,7 @@ def test_nothing_run_is_a_page_of_commands(folders):
         "adversarial RUN",
         "site benchmarks/results/pneumoniamnist.json",
     ):
-        assert f"Not run. It is made by `scorebayes benchmark {command}`." in text
+        assert f"Not run yet. Command: `scorebayes benchmark {command}`." in text
     assert text.count("Not run") == 18 and "|" not in text
 
 
@@ -84,7 +84,7 @@ def test_a_benchmark_has_its_table_paired_tests_and_figures(folders):
     assert "| scorebayes-generative | resnet18 | +0.031 [-0.010, +0.070] | < 0.001 |" in text
     assert (
         "156 test images; 2 seed(s); 7 steps; always naming the most frequent class: accuracy 0.730; "
-        "39 to 41 test images correlate with a training image above 0.99; on A processor" in text
+        "39 to 41 test images have a correlation above 0.99 with a training image; on A processor" in text
     )
     assert "![breastmnist cost](../figures/breastmnist-cost.svg)" in text
     assert "breastmnist-per-class.svg" not in text  # its curve is not there
@@ -102,7 +102,7 @@ def test_the_accuracy_in_hindsight_comes_from_the_posteriors_beside_the_file(fol
 
 def test_a_file_without_paired_tests_says_so(folders):
     _store(folders, "phantom", models={"scorebayes-generative": {"test": {"auc": SPREAD}}})
-    assert "Paired tests: none in the file." in _write(folders)
+    assert "The file has no paired tests." in _write(folders)
 
 
 def test_a_curve_has_a_row_for_every_value_and_its_figure(folders):
@@ -143,8 +143,8 @@ def test_a_study_has_its_rows_its_command_and_its_figure(folders):
     text = _write(folders)
     assert "| ScoreBayes | PGD | 8/255 | 0.500 [0.400, 0.600] | 0.250 |" in text
     assert "| vit | none | – | 0.500 [0.400, 0.600] | – |" in text
-    assert "100 queries; written today. Made by `scorebayes benchmark adversarial RUN`." in text
-    assert "9 test images; 1 corruptions of 2 severities. Made by `its own command`." in text
+    assert "100 queries; written today. Command: `scorebayes benchmark adversarial RUN`." in text
+    assert "9 test images; 1 corruptions of 2 severities. Command: `its own command`." in text
     assert "| ScoreBayes | 0.700 | 0.100 | 0.600 | 1.000 | – |" in text
     assert "![robustness](../figures/robustness.svg)" in text
 

@@ -58,5 +58,5 @@ def test_the_command_writes_it_beside_the_results(results):
 def test_what_is_not_there_is_named(results):
     with pytest.raises(DataError, match="no posteriors of 'theirs'"):
         measure_site(results, ["theirs"], [50])
-    with pytest.raises(DataError, match=f"{N} patients, of whom 300"):
+    with pytest.raises(DataError, match=f"{N} patients, too few to calibrate on 300"):
         measure_site(results, ["right"], [300])

@@ -167,7 +167,7 @@ def test_a_failed_image_and_a_wrong_prior_are_refused():
     status = np.array(["ok", "ok", "not finite", "ok", "ok"])
     with pytest.raises(NumericalError, match="i2"):
         bayes(changed(table, status=status), UNIFORM)
-    with pytest.raises(ConfigError, match="sum to one"):
+    with pytest.raises(ConfigError, match="sum to 1"):
         bayes(table, np.log([0.5, 0.6]))
 
 

@@ -81,7 +81,7 @@ def test_a_view_in_both_tables_is_one_image(small: Path) -> None:
     source = CbisDdsm(small)
     source.records()
     reason = reasons(source)["Calc-Training_P_00002_RIGHT_CC"]
-    assert reason == "duplicate: the same view as Mass-Training_P_00002_RIGHT_CC, labels merged."
+    assert reason == "duplicate: same view as Mass-Training_P_00002_RIGHT_CC; the labels are merged."
 
 
 def test_crops_lie_around_the_mask_even_where_the_columns_are_swapped(tree: Path) -> None:
@@ -114,11 +114,11 @@ def test_the_published_crop_serves_where_mask_or_image_is_missing(small: Path) -
     for path in (small / f"{name}_1").rglob("000000.dcm"):
         path.unlink()
     record = next(r for r in source.records() if r.image_id == f"{name}_1")
-    with pytest.raises(DataError, match="neither crop nor mask"):
+    with pytest.raises(DataError, match="neither the crop nor the mask"):
         source.read(record)
     shutil.rmtree(small / f"{name}_1")
     source.records()
-    assert "neither crop nor mask" in reasons(source)[f"{name}_1"]
+    assert "neither the crop nor the mask" in reasons(source)[f"{name}_1"]
 
 
 def test_a_mask_of_another_size_is_scaled_and_an_empty_one_refused(small: Path) -> None:
@@ -147,7 +147,7 @@ def test_missing_and_unlisted_files_are_named(small: Path) -> None:
     source = CbisDdsm(small)
     assert len(source.records()) == 5
     assert reasons(source)["Calc-Training_P_00004_LEFT_CC"] == "missing: not in the data set."
-    assert "no row of the tables" in reasons(source)["stranger"]
+    assert "no table row" in reasons(source)["stranger"]
 
 
 def test_two_files_for_one_image_are_ambiguous_unless_one_is_a_jpeg_copy(small: Path) -> None:
@@ -157,17 +157,17 @@ def test_two_files_for_one_image_are_ambiguous_unless_one_is_a_jpeg_copy(small: 
     shutil.copy(path, path.with_name("copy.dcm"))
     source = CbisDdsm(small)
     assert len(source.records()) == 5
-    assert reasons(source)["Calc-Training_P_00004_LEFT_CC"] == "ambiguous: 2 files fit."
+    assert reasons(source)["Calc-Training_P_00004_LEFT_CC"] == "ambiguous: 2 files match."
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("BENIGN,3", "PROBABLY,3", "unknown pathology 'PROBABLY'"),
-        ("P_00004,3,LEFT", "P_00004,3,RIGHT", "contradict the image path"),
-        ("P_00004,3,LEFT", "P_00005,3,LEFT", "contradict the image path"),
-        (",Calc-Training_P_00004_LEFT_CC/", ",/etc/", "absolute or leads out"),
-        (",Calc-Training_P_00004_LEFT_CC/", ",../", "absolute or leads out"),
+        ("P_00004,3,LEFT", "P_00004,3,RIGHT", "contradicts the image path"),
+        ("P_00004,3,LEFT", "P_00005,3,LEFT", "contradicts the image path"),
+        (",Calc-Training_P_00004_LEFT_CC/", ",/etc/", "absolute or points outside"),
+        (",Calc-Training_P_00004_LEFT_CC/", ",../", "absolute or points outside"),
     ],
 )
 def test_a_row_that_cannot_be_trusted_is_set_apart(small: Path, old: str, new: str, words: str) -> None:

@@ -22,7 +22,7 @@ from scorebayes.diffusion.likelihood import Denoising
 from scorebayes.diffusion.noise import VP
 from scorebayes.diffusion.oracle import GaussianScore
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.evidence.pixels import logarithmic_mean, split_by_pixel
+from scorebayes.evidence.learned_score import logarithmic_mean, split_by_pixel
 from scorebayes.explain.maps import explain, smooth
 from scorebayes.explain.pictures import explain_cases, explain_file, overlay, read_class
 from scorebayes.report.files import Run as Files
@@ -182,7 +182,7 @@ def test_smoothing_keeps_the_sum(run):
 def test_densities_have_no_evidence_maps(run):
     run.config.sections["likelihood"] = {"kind": "bound", "levels": 4}
     x, key = one(run)
-    with pytest.raises(ConfigError, match="evidence maps come from the estimator 'denoising'"):
+    with pytest.raises(ConfigError, match="evidence maps need the estimator 'denoising'"):
         explain(run, x, key)
 
 
@@ -264,7 +264,7 @@ def test_cases_of_another_split_are_refused(run):
     with pytest.raises(DataError, match="another split"):
         explain_cases(run, "val")
     (run.path / "thumbnails.npz").rename(run.path / "moved.npz")
-    with pytest.raises(DataError, match="no cases were chosen"):
+    with pytest.raises(DataError, match="no cases have been chosen"):
         explain_cases(run, "test")
     (run.path / "moved.npz").rename(run.path / "thumbnails.npz")
 

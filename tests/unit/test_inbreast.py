@@ -128,7 +128,7 @@ def test_missing_double_contradicting_and_unlisted_images_are_named(tree, releas
     source = InBreast(tree)
     assert [r.image_id for r in source.records()] == ["29990037", "29990063"]
     found = [(entry.image_id, entry.reason) for entry in source.rejected]
-    assert ("29990011", "no row of the table names this file.") in found
+    assert ("29990011", "no table row names this file.") in found
     assert ("29990037", "duplicate row: the image is listed twice.") in found
     assert ("29990089", "conflicting labels: 2 rows differ.") in found
     assert ("29990115", "missing: not in the data set.") in found

@@ -402,7 +402,7 @@ def test_perfectly_separated_classes_have_no_calibration_slope():
 def test_no_positive_call_has_no_ppv():
     labels = np.array([0, 1, 0, 1])
     got = metrics.classification_metrics(labels, np.tile([0.6, 0.4], (4, 1)), n_bootstrap=20)
-    assert got["ppv"] is None and got["ppv_reason"] == "no case was predicted so"
+    assert got["ppv"] is None and got["ppv_reason"] == "no case was predicted this way"
     assert got["mcc"] == 0 and got["auc"] == 0.5
 
 

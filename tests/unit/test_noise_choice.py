@@ -70,7 +70,7 @@ def test_chosen_draws_come_first_and_the_others_follow():
 
 @pytest.mark.parametrize("first", [(0, 1), (0, 3, 1), (0, 1, 2, 0, 1, 2)])
 def test_a_choice_that_is_none_is_refused(first):
-    with pytest.raises(ConfigError, match="equally many"):
+    with pytest.raises(ConfigError, match="the same number"):
         Denoising(levels=3, first=first)
 
 

@@ -91,7 +91,7 @@ ALMOST[0, 0] = 1
         (noise(7, 32), "too small: 32 x 7 pixels"),
         (noise(8, 81), "more than 10 times"),
         (np.zeros((4, 32, 32, 3)), "shape"),
-        (np.stack([noise(16, 16, seed) for seed in range(3)], -1), "colour image where grey"),
+        (np.stack([noise(16, 16, seed) for seed in range(3)], -1), "image is in colour"),
     ],
 )
 def test_what_is_no_usable_image_is_refused_in_words(pixels: np.ndarray, words: str) -> None:
@@ -100,7 +100,7 @@ def test_what_is_no_usable_image_is_refused_in_words(pixels: np.ndarray, words: 
 
 
 def test_grey_is_not_copied_to_three_channels() -> None:
-    with pytest.raises(DataError, match="grey image where RGB"):
+    with pytest.raises(DataError, match="image is grey, but RGB"):
         Prepare(size=16, channels=3)(noise(16, 16))
 
 
@@ -177,7 +177,7 @@ def test_the_robust_window_uses_the_whole_range_whatever_the_scale() -> None:
 def test_the_robust_window_refuses_tissue_of_one_value() -> None:
     flat = np.zeros((40, 40), np.float32)
     flat[10:30, 10:30] = 0.5
-    with pytest.raises(DataError, match="one value"):
+    with pytest.raises(DataError, match="the same value"):
         Prepare(size=20, steps=("robust-window",))(flat)
 
 

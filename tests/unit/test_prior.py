@@ -63,7 +63,7 @@ def test_together_with_baselines_the_log_odds_are_the_mean_under_any_prior(run, 
 
 
 def test_a_baseline_to_decide_together_with_must_be_trained(run, pictures):
-    with pytest.raises(ConfigError, match="not trained"):
+    with pytest.raises(ConfigError, match="has not been trained"):
         predict_files(run, pictures, partners=["vit"])
 
 

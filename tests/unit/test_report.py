@@ -212,7 +212,7 @@ def test_everything_that_an_evaluation_report_must_show_is_there(complete):
     _, page = complete
     for words in (
         "Intended use", "Class prior", "Forward process", "Network evaluations", "Compute", "pixels 5eed5eed5eed5eed",
-        "reference standard", "age: median (quartiles)", "Not known from the data set: sex, vendor", "density: A",
+        "reference standard", "age: median (quartiles)", "The data set does not give: sex, vendor", "density: A",
         "Reasons Reason Images quarantined: zero bytes 1", "half-widths of 95 % intervals", "images needed for ±0.05",
         "accuracy of the majority rule", "Matthews correlation", "by patient", "raw calibrated",
         "share of images with a probability beyond 0.999", "If malignant were rarer or more common",
@@ -253,14 +253,14 @@ def test_a_bare_run_says_not_done_everywhere_and_how_to_do_it(complete, tmp_path
         ("train.jsonl", "training", "no training log"),
         ("evidence-test.parquet", "levels", "evidence table"),
         ("samples.npz", "samples", "no images were generated"),
-        ("thumbnails.npz", "examples", "no pictures"),
-        ("curves.json", "curves", "not trained on fewer"),
-        ("metrics-test.json", "precision", "not evaluated"),
-        ("metrics-test.json", "discrimination", "not evaluated"),
-        ("predictions-test.csv", "threshold", "not evaluated"),
-        ("predictions-test.csv", "calibration", "not evaluated"),
-        ("predictions-test.csv", "usefulness", "not evaluated"),
-        ("predictions-test.csv", "abstention", "not evaluated"),
+        ("thumbnails.npz", "examples", "no images of the cases"),
+        ("curves.json", "curves", "not trained on smaller"),
+        ("metrics-test.json", "precision", "not been evaluated"),
+        ("metrics-test.json", "discrimination", "not been evaluated"),
+        ("predictions-test.csv", "threshold", "not been evaluated"),
+        ("predictions-test.csv", "calibration", "not been evaluated"),
+        ("predictions-test.csv", "usefulness", "not been evaluated"),
+        ("predictions-test.csv", "abstention", "not been evaluated"),
     ],
 )
 def test_a_missing_file_makes_its_section_say_not_done(copy, name, section, words):
@@ -293,7 +293,7 @@ def test_parts_that_are_missing_are_named_within_their_section(copy):
 def test_a_leak_is_named_on_the_first_screen(copy):
     audit = {"patients_in_two_splits": ["P1"], "same_pixels_across_splits": [["a", "b"], ["c", "d"]]}
     (copy / "audit.json").write_text(json.dumps(audit))
-    words = "In more than one partition: 1 patient(s), 2 group(s) of equal pictures."
+    words = "In more than one partition: 1 patient(s), 2 group(s) of identical images."
     assert words in BUILD["leakage"](Run(copy)).words
     assert f"Caution: {words}" in _sure_words(Run(copy))
 
@@ -303,13 +303,13 @@ def test_validation_is_reported_where_no_test_images_were_scored(copy):
         (copy / name.format("test")).rename(copy / name.format("val"))
     run = Run(copy)
     assert run.split == "val"
-    assert "on these very images" in BUILD["threshold"](run).words[0]
+    assert "on these same images" in BUILD["threshold"](run).words[0]
 
 
 def test_three_classes_are_reported_too(tmp_path):
     folder = write_fake_run(tmp_path / "three", n_patients=60, classes=("normal", "benign", "malignant"))
     run = Run(folder)
-    assert "tells 3 classes of held-out test images apart with a mean AUC" in _headline(run)
+    assert "separates 3 classes of held-out test images with a mean AUC" in _headline(run)
     assert BUILD["threshold"](run).tables[0].header[1:4] == (
         "called normal",
         "called benign",
@@ -420,7 +420,7 @@ def test_pickled_arrays_are_not_opened(copy):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is no run directory: it has no config"):
+    with pytest.raises(ConfigError, match="is not a run directory: it has no config"):
         write_report(tmp_path)
 
 
@@ -438,7 +438,7 @@ def test_an_evaluation_of_one_class_is_reported_without_an_auc(copy):
     table = pd.read_csv(copy / "predictions-test.csv", dtype=str, keep_default_na=False)
     table[table["label"] == "benign"].to_csv(copy / "predictions-test.csv", index=False)
     run = Run(copy)
-    assert _headline(run) == "No AUC can be given for these 120 images: only one class is present."
+    assert _headline(run) == "There is no AUC for these 120 images: only one class is present."
     assert BUILD["discrimination"](run).panels == [] and len(BUILD["posteriors"](run).panels) == 5
 
 

@@ -113,7 +113,7 @@ def test_ood_names_every_kind_beside_the_likelihood_and_the_report_shows_it(run,
     assert found["judged_by_prediction"]
 
     page = write_report(run.path).read_text()
-    assert "Images of another kind" in page and "checkerboard" in page
+    assert "Foreign images" in page and "checkerboard" in page
 
 
 def test_what_preparation_refuses_counts_as_declined(run, monkeypatch):

@@ -103,7 +103,9 @@ def test_a_table_of_another_estimator_is_not_taken_for_this_one(run, tmp_path):
         evaluate(other, "test")
     score_split(other, "val")
     calibrate(other)
-    with pytest.raises(ConfigError, match=r"fitted anew .*scorebayes evaluate copy --split test'"):
+    with pytest.raises(
+        ConfigError, match=r"calibration has changed .*scorebayes evaluate copy --split test'"
+    ):
         write_report(copy)
     score_split(other, "test")
     assert evaluate(other, "test")["n"] == len(read_table(other, "test"))

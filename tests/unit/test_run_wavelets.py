@@ -101,7 +101,7 @@ def test_a_lost_file_is_an_error_and_resuming_mends_it(path, tmp_path):
     stored = (tmp_path / "run" / WAVELETS).read_bytes()
     (tmp_path / "run" / WAVELETS).unlink()
     run = open_run(tmp_path / "run", "cpu")
-    with pytest.raises(ConfigError, match=r"calibrated with it[\s\S]*--resume"):
+    with pytest.raises(ConfigError, match=r"calibration of the run needs it[\s\S]*--resume"):
         run.evidence(torch.zeros(1, 1, 16, 16), ["a"])
     before = json.loads((path / "calibration.json").read_text())["weights"]
     (run.path / "calibration.json").unlink()

@@ -102,4 +102,4 @@ def test_the_report_of_three_classes_is_whole(run):
     assert tuple(header) == ("Metric", "by image", "by breast", "by patient")
     assert len(built["threshold"].tables[0].rows) == 3
     text = (run.path / "report.html").read_text(encoding="utf-8")
-    assert "tells 3 classes of held-out test images apart with a mean AUC" in text
+    assert "separates 3 classes of held-out test images with a mean AUC" in text

@@ -131,5 +131,5 @@ def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypat
 def test_weights_of_another_network_are_refused(tmp_path):
     first = train_tiny(tmp_path / "first")
     other = {"net": {"channels": [16, 16]}, "train": {"init": str(first.path)}}
-    with pytest.raises(ConfigError, match="another network"):
+    with pytest.raises(ConfigError, match="a different network"):
         train_tiny(tmp_path / "second", **other)

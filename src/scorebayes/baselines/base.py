@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ class Kind(abc.ABC):
     """A kind of discriminative classifier.
 
     on_cpu: it computes in float64, which not every device has, or by scikit-learn, and stays on the CPU.
+    pretrained: it starts from weights that were trained on other images.
     """
 
     title: str
     on_cpu = False
+    pretrained = False
     feature_layer: str | None = (
         None  # the module whose output [B, F, h, w] is the last map of features, if there is one
     )
@@ -134,13 +136,16 @@ class Temperature:
         return Temperature(weight, np.asarray(stored["bias"], dtype=np.float64), stored["log_loss"])
 
 
-def fit_temperature(logits: NDArray, log_prior: NDArray, labels: NDArray[np.int64], seed: int) -> Temperature:
-    """Temperature and bias of logits [N, Y] of images with labels [N].
+def fit_temperature(
+    logits: NDArray, log_prior: NDArray, labels: NDArray[np.int64], patients: Sequence[str], seed: int
+) -> Temperature:
+    """Temperature and bias of logits [N, Y] of images with labels [N], of patients [N] whom folds do not divide.
 
     ``log_prior`` [Y]: what the logits contain of a prior; it is taken out, so that the run's own can be put in.
     """
     table = EvidenceTable(
-        tuple(map(str, range(len(logits)))), labels, {"logits": Block.exactly(logits - log_prior)}, np.zeros(len(logits))
+        tuple(map(str, range(len(logits)))), labels, {"logits": Block.exactly(logits - log_prior)}, np.zeros(len(logits)),
+        tuple(patients),
     )  # fmt: skip
     found = fit_calibration(table, table.log_shares, seed=seed)
     weight = max(float(found.weights["logits"][0]), LEAST_WEIGHT)

@@ -47,7 +47,8 @@ class HogSvm(Kind):
         for strength, width in product(STRENGTHS, WIDTHS):
             net = _Machines(len(f), f.shape[1], n_classes)
             net.fit(f, train.labels, strength, width * unit)
-            loss = fit_temperature(net.decide(f_val), log_prior, val.labels, run.config.seed).log_loss
+            found = fit_temperature(net.decide(f_val), log_prior, val.labels, val.patients, run.config.seed)
+            loss = found.log_loss
             tried.append({"setting": {"C": strength, "gamma": width * unit}, "val_log_loss": loss})
             if best is None or loss < lowest:
                 best, lowest, chosen = net, loss, tried[-1]["setting"]

@@ -3,7 +3,7 @@ weights and schedule, at the same cost.
 
 The cost of a training is the multiply-adds of one step (forward and backward) times the steps. Settings are tuned by one
 short training each, a sixth of the steps; six settings, so that tuning costs about as much again (more where that would be
-too short to tell settings apart). That is recorded beside, and not taken from the budget.
+too short to compare settings). This is recorded separately and does not count against the budget.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.flop_counter import FlopCounterMode
 
 from scorebayes.baselines.base import Fitted, Kind, fit_temperature, raw_logits
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import uniform_log_prior
-from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.checkpoint import Checkpoints, pack, unpack
-from scorebayes.training.augment import CODE_LENGTH, augment
+from scorebayes.training import cost
+from scorebayes.training.augment import augment
 from scorebayes.training.batches import draw_rows, step_seed
 from scorebayes.training.schedule import average_decay, rate_share
 from scorebayes.training.validate import validation_rows
@@ -126,7 +125,7 @@ class Network(Kind):
     def step_cost(self, run: Run) -> int:
         """Multiply-adds of one training step of the configured batch."""
         net = self.build(run).eval()
-        return _multiply_adds(run, lambda x: net(x))
+        return cost.step_cost(lambda x: net(x), run.image_shape, run.config.train.batch)
 
     def _training(self, setting: Setting, run: Run, train: ImageSet, steps: int) -> _Training:
         torch.manual_seed(step_seed(run.config.seed, -1))
@@ -171,27 +170,8 @@ def _ordered(net: nn.Module, order: torch.memory_format) -> nn.Module:
 
 
 def score_step_cost(run: Run) -> int:
-    """Multiply-adds of one training step of the run's own network."""
-    denoiser = Denoiser(run.new_denoiser().net.cpu())
-    log_snr = torch.zeros(1)
-    if run.config.train.cross_entropy:  # which compares the errors of all classes
-        return _multiply_adds(run, lambda x: denoiser.all_classes(x, log_snr))
-    y, code = torch.zeros(1, dtype=torch.long), torch.zeros(1, CODE_LENGTH)
-    return _multiply_adds(run, lambda x: denoiser(x, log_snr, y, code))
-
-
-def _multiply_adds(run: Run, forward: Callable[[Tensor], Tensor]) -> int:
-    """Of a training step of the configured batch: three times those of the forward pass.
-
-    The derivatives by inputs and by weights cost one forward pass each. They are not counted themselves, because the
-    counter takes the weights' derivative of a depthwise convolution for that of a dense one.
-    """
-    prepare = run.config.prepare
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(torch.zeros(1, prepare.channels, prepare.size, prepare.size))
-    return (
-        3 * run.config.train.batch * counter.get_total_flops() // 2
-    )  # the counter takes a multiply-add for two
+    """Multiply-adds of one training step of the score of the run's images."""
+    return cost.score_step_cost(run.new_denoiser(), run.image_shape, run.config.train)
 
 
 def equal_cost_steps(budget: int, cost: int, at_most: int) -> int:
@@ -213,7 +193,7 @@ def score_steps(run: Run) -> int:
         states = run.checkpoints.entries("state")
         if not states:
             raise ConfigError(
-                f"{run.path}: the score is not trained yet, and a baseline gets its training cost.",
+                f"{run.path}: the score is not trained yet, but the baseline needs its training budget.",
                 "Run 'scorebayes train' first.",
             )
         steps = max(entry["step"] for entry in states)
@@ -270,7 +250,7 @@ class _Training:
                 if self.step % every == 0 or self.step == self.steps:
                     logits = raw_logits(self.run, self.averaged.eval(), val)
                     log_loss = fit_temperature(
-                        logits, self.log_prior, val.labels, self.run.config.seed
+                        logits, self.log_prior, val.labels, val.patients, self.run.config.seed
                     ).log_loss
                     self.seconds = time.monotonic() - start
                     yield log_loss
@@ -291,7 +271,7 @@ class _Training:
         loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=self.setting.smoothing)
         if not math.isfinite(loss.item()):
             raise NumericalError(
-                f"the training loss is not finite at step {self.step} with {self.setting}.",
+                f"the training loss is NaN or infinite at step {self.step} with {self.setting}.",
                 "Look for broken images with 'scorebayes data check'.",
             )
         self.optimizer.zero_grad(set_to_none=True)

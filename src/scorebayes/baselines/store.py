@@ -1,4 +1,4 @@
-"""Baselines in a run directory: fitted once, opened again, and their predictions for ``evaluate``.
+"""Baselines in a run directory: fitting, opening, and their predictions for ``evaluate``.
 
     baselines/<name>/baseline.json  weights.safetensors  predictions-<split>.csv
 
@@ -24,6 +24,7 @@ from scorebayes.baselines.base import Baseline, Kind, Temperature, fit_temperatu
 from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network
+from scorebayes.baselines.on_features import LogisticOnFeatures
 from scorebayes.errors import ConfigError
 from scorebayes.runs.device import environment
 from scorebayes.runs.run import Run
@@ -39,6 +40,7 @@ BASELINES: dict[str, Kind] = {
     "densenet121": Network("DenseNet-121", densenet121, "features"),
     "efficientnet-b0": Network("EfficientNet-B0", efficientnet_b0, "_bn1"),
     "vit": Network("ViT", vit, "map", rates=(1e-4, 3e-4, 1e-3)),
+    "logistic-on-features": LogisticOnFeatures(),
 }
 
 
@@ -63,7 +65,7 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
         write_atomically(folder / "trials.json", json.dumps(trials))
     found = kind.fit(run, train, val, folder, steps)
     calibration = fit_temperature(
-        raw_logits(run, found.net, val), found.log_prior, val.labels, run.config.seed
+        raw_logits(run, found.net, val), found.log_prior, val.labels, val.patients, run.config.seed
     )
     weights = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in found.net.state_dict().items()}
@@ -90,7 +92,7 @@ def open_baseline(run: Run, name: str) -> Baseline:
     kind, folder = _known(name), _folder(run, name)
     if not (folder / "baseline.json").exists():
         raise ConfigError(
-            f"{run.path}: the baseline {name!r} is not trained.",
+            f"{run.path}: the baseline {name!r} has not been trained.",
             f"Run 'scorebayes baseline {run.path} {name}'.",
         )
     record = json.loads((folder / "baseline.json").read_text())
@@ -98,7 +100,7 @@ def open_baseline(run: Run, name: str) -> Baseline:
     weights = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(weights).hexdigest() != record["sha256"]:
         raise ConfigError(
-            f"{path}: missing, or not the weights that were written (SHA-256 differs from baseline.json).",
+            f"{path}: the weights are missing or were changed (their SHA-256 differs from baseline.json).",
             f"Restore the file, or delete {folder} to train again.",
         )
     net = kind.build(run)
@@ -128,7 +130,7 @@ def predict_baseline(run: Run, name: str, split: str) -> Path:
 
 
 def read_predictions(run: Run, name: str, split: str) -> pd.DataFrame | None:
-    """The predictions of a baseline, indexed by image_id; None where there are none. ``prob_<class>`` is worked out anew:
+    """The predictions of a baseline, indexed by image_id; None if there are none. ``prob_<class>`` is recomputed:
     the run's prior may have changed since."""
     path = _folder(run, name) / f"predictions-{split}.csv"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What benchmarks and their models are called in JSON files and where people read, for those who write, draw or print."""
+"""The names of benchmarks and models, in JSON files and for readers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ BENCHMARKS = {
     "ddsm64": "DDSM, 64 x 64",
     "phantom": "Synthetic mammograms",
 }
+PRETRAINED = {"breastmnist-224": "BreastMNIST, 224 pixels, pretrained features"}
+"""Benchmarks whose models start from weights trained on other images; on tables of their own."""
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
 REFERENCE = "resnet18"
-"""The network that leads are first of all given over."""
+"""The network that our models are mainly compared with."""
 WITH_REFERENCE = "scorebayes-with-resnet18"
-"""The mean log-odds of the generative posterior and of that network: not generative any more, and shown beside it."""
+"""The mean log-odds of the generative posterior and of that network. It is no longer generative; shown for comparison."""
 BEST = "scorebayes-best"
 """The same with the two baselines that were best on validation. Equal shares, nothing is fitted; our best variant there
 (docs/decisions/0010)."""
 CONTROL = "two-baselines"
-"""``BEST`` without ours: what the two baselines bring alone."""
+"""``BEST`` without our model: the two baselines alone."""
 WITHOUT_OURS = {WITH_REFERENCE: REFERENCE, BEST: CONTROL}
 ENSEMBLE = "{}-ensemble"
 """The mean of a model's seeds."""
@@ -35,8 +37,9 @@ TITLES = {
     "vit": "ViT",
     "hog-svm": "HOG + SVM",
     "logistic": "logistic regression on pixels",
+    "logistic-on-features": "logistic regression on pretrained features",
 }
-"""The models, where people read."""
+"""The names of the models for readers."""
 
 
 def alone(source: str) -> str:
@@ -49,7 +52,7 @@ def is_alone(model: str) -> bool:
 
 
 def title_of(model: str) -> str:
-    """A model, where people read."""
+    """The name of a model for readers."""
     if is_alone(model):
         return f"ScoreBayes, {model.removeprefix('scorebayes-').removesuffix('-alone')} alone"
     return TITLES.get(model, model)

@@ -1,4 +1,4 @@
-"""Commands that ask a trained run: score, evaluate, predict, explain, sample, report."""
+"""Commands that use a trained run: score, evaluate, predict, explain, sample, report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def score(
 
 
 def evaluate(run_dir: RunDir, split: Split = "test", estimator: Estimator = "") -> None:
-    """Posterior, predictions and metrics of a scored split, beside the baselines that were trained.
+    """Compute posteriors, predictions and metrics of a scored split, and compare them with the trained baselines.
 
     Example: scorebayes evaluate runs/breast --split test
     """
@@ -52,25 +52,28 @@ def predict(
     ],
     csv: Annotated[Path, typer.Option("--out", help="CSV file to write.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Give the posterior of images unlike the training data too.")
+        bool,
+        typer.Option("--force", help="Also give a posterior for images that look unlike the training data."),
     ] = False,
     prior: Annotated[
         str,
         typer.Option(
-            help="Class prior where the files come from: prevalence of the positive class (0.01), one number per class "
-            "(0.2,0.3,0.5), train or uniform; by default the run's own. The threshold moves with it."
+            help="Class prior at the site the files come from: prevalence of the positive class (0.01), one number per "
+            "class (0.2,0.3,0.5), train or uniform. Default: the prior of the run. The threshold shifts with it."
         ),
     ] = "",
     partners: Annotated[
         str,
         typer.Option(
             "--with",
-            help="Baselines of the run, with commas: give the posterior of all together in columns beside.",
+            help="Baselines of the run, separated by commas. Adds columns with the combined posterior.",
         ),
     ] = "",
     device: Device = "auto",
 ) -> None:
-    """Classify image files. Bad and unlike ones get a reason instead of a posterior; the exit code is then 3.
+    """Classify image files. Unusable or atypical files get a reason instead of a posterior.
+
+    The exit code is 3 if a file was unusable.
 
     Example: scorebayes predict runs/breast case1.dcm case2.png --out predictions.csv
     """
@@ -93,28 +96,33 @@ def predict(
 
 def explain(
     run_dir: RunDir,
-    file: Annotated[Path | None, typer.Argument(help="Image file; or none, with --split.")] = None,
-    split: Annotated[
-        str, typer.Option(help="Explain the cases of this split whose pictures the report shows.")
-    ] = "",
+    file: Annotated[Path | None, typer.Argument(help="Image file. Leave it out with --split.")] = None,
+    split: Annotated[str, typer.Option(help="Explain the cases of this split that the report shows.")] = "",
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder to write; by default RUN/explained/FILE.")
+        Path | None, typer.Option("--out", help="Output folder. Default: RUN/explained/FILE.")
     ] = None,
     target: Annotated[
-        str, typer.Option(help="Class explained; by default the positive one of two, the predicted of more.")
+        str,
+        typer.Option(
+            help="Class to explain. Default: the positive class of two, or the predicted class of more."
+        ),
     ] = "",
-    counterfactual: Annotated[bool, typer.Option(help="Show the image as the other class, too.")] = True,
+    counterfactual: Annotated[bool, typer.Option(help="Also show the image as the other class.")] = True,
     log_snr: Annotated[
-        float | None, typer.Option(help="Turning point of the counterfactual; lower changes more.")
+        float | None,
+        typer.Option(help="Log-SNR at which the counterfactual turns back. Lower values change more."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps of the counterfactual.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance of the counterfactual; more changes more.")
+        float | None,
+        typer.Option(min=0, help="Guidance weight of the counterfactual. Higher values change more."),
     ] = None,
-    prior: Annotated[str, typer.Option(help="Class prior where the file comes from, as in predict.")] = "",
+    prior: Annotated[
+        str, typer.Option(help="Class prior at the site the file comes from, as in predict.")
+    ] = "",
     device: Device = "auto",
 ) -> None:
-    """Which pixels decided, noise level by noise level: pictures, arrays and figures whose sum is the log-odds.
+    """Show which pixels drove the decision, by noise level: pictures, arrays and numbers that sum to the log-odds.
 
     Example: scorebayes explain runs/breast case.dcm
     """
@@ -123,7 +131,7 @@ def explain(
     from scorebayes.stages.predict import read_prior
 
     if (file is None) == (split == ""):
-        raise typer.BadParameter("give an image file or --split, one of the two")
+        raise typer.BadParameter("give either an image file or --split")
     run = open_run_dir(run_dir, device)
     if file is None:
         say_next(f"evidence: {explain_cases(run, split)}", f"scorebayes report {run_dir}")
@@ -151,7 +159,7 @@ def sample(
     sampler: Annotated[
         str, typer.Option(help="second-order, ode, sde or predictor-corrector.")
     ] = "second-order",
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; by default its own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps. Default: depends on the sampler.")] = None,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance weight; 0 = none.")] = 0.0,
     device: Device = "auto",
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scorebayes.benchmark.names import BEST, OURS, REFERENCE
+from scorebayes.benchmark.names import BENCHMARKS, BEST, OURS, PRETRAINED, REFERENCE
 
 app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.", no_args_is_help=True)
 
@@ -28,27 +28,28 @@ def _over_seeds(name: str) -> Callable[..., None]:
             int | None, typer.Option(min=1, help="Runs with the seeds 0, 1, ... [default: 3; 1 with --quick]")
         ] = None,
         baselines: Annotated[
-            str, typer.Option(help="Names with commas, all or none, of the classifiers to compare with.")
+            str, typer.Option(help="Classifiers to compare with: all, none, or names separated by commas.")
         ] = "all",
         quick: Annotated[
-            bool, typer.Option("--quick", help="Few steps of the tiny preset; a file of its own.")
+            bool, typer.Option("--quick", help="Quick trial: few steps of the tiny preset, separate files.")
         ] = False,
         keep: Annotated[
-            bool, typer.Option("--keep", help="Leave other baselines of the present result file in it.")
+            bool, typer.Option("--keep", help="Keep the other baselines that the result file already has.")
         ] = False,
         keep_ours: Annotated[
             bool,
-            typer.Option(
-                "--keep-ours", help="Leave ours, too: only the named baselines are trained, beside it."
-            ),
+            typer.Option("--keep-ours", help="Keep our results as well, and train only the named baselines."),
         ] = False,
         only_seed: Annotated[
             int | None,
-            typer.Option(min=0, help="Run this seed alone and write no results: seeds on several machines."),
+            typer.Option(
+                min=0,
+                help="Run only this seed and write no results, to spread the seeds over several machines.",
+            ),
         ] = None,
         runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
-        out: Annotated[Path, typer.Option(help="Folder for JSON file and posteriors.")] = RESULTS,
-        figures: Annotated[Path, typer.Option(help="Folder for the figure of the costs.")] = FIGURES,
+        out: Annotated[Path, typer.Option(help="Folder for the JSON file and the posteriors.")] = RESULTS,
+        figures: Annotated[Path, typer.Option(help="Folder for the cost figure.")] = FIGURES,
     ) -> None:
         from scorebayes.benchmark.names import OURS
         from scorebayes.benchmark.shown.figures import draw_costs
@@ -60,7 +61,7 @@ def _over_seeds(name: str) -> Callable[..., None]:
             found_run = run_one_seed(
                 name, data_root, runs, only_seed, baselines=names, quick=quick, keep_ours=keep_ours
             )
-            typer.echo(f"done: {found_run}; run again without --only-seed when all seeds are")
+            typer.echo(f"done: {found_run}. When all seeds are done, run again without --only-seed.")
             return
         n_seeds = seeds or (1 if quick else 3)
         path = run_benchmark(
@@ -76,7 +77,7 @@ def _over_seeds(name: str) -> Callable[..., None]:
         for rival, lead in found["paired"][OURS].items():
             typer.echo(f"minus {rival}: {difference(lead)[0]}")
         if quick:
-            typer.echo("A quick try: all works, but its figures say nothing about the models.")
+            typer.echo("Quick trial: everything works, but the numbers say nothing about the models.")
         typer.echo(f"written: {path}, {figure}")
 
     command.__doc__ = f"""Train, score and evaluate our model and the baselines on {name} over seeds; run again to resume.
@@ -86,29 +87,30 @@ def _over_seeds(name: str) -> Callable[..., None]:
     return command
 
 
-for _name in ("breastmnist", "pneumoniamnist", "ddsm64", "phantom"):
+for _name in (*BENCHMARKS, *PRETRAINED):
     app.command(_name)(_over_seeds(_name))
 
 
 @app.command()
 def speed(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Trained runs; the first is the headline.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Trained runs; the first one gives the headline number."),
     ],
     images: Annotated[
-        list[int] | None, typer.Option(min=2, help="Test images; once, or once for each run. [default: 300]")
+        list[int] | None, typer.Option(min=2, help="Test images, given once or once per run. [default: 300]")
     ] = None,
     literal_images: Annotated[
         list[int] | None,
         typer.Option(
             min=0,
-            help="How many of them get the paper's computation to the letter, too; likewise. [default: 24]",
+            help="How many of them are also scored with the paper's exact computation, given the same way. [default: 24]",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "speed.json",
     device: Device = "cpu",
 ) -> None:
-    """Seconds, evaluations and AUC of a run's estimator against the paper's computation; run again to resume.
+    """Compare seconds, evaluations and AUC of a run's estimator with the paper's computation; run again to resume.
 
     Example: scorebayes benchmark speed runs/breast
     """
@@ -118,7 +120,7 @@ def speed(
     found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images or [24])
     _write(out, found)
     typer.echo(
-        f"{found['speedup_vs_paper']:.0f} times fewer seconds than the paper's computation; "
+        f"{found['speedup_vs_paper']:.0f} times faster than the paper's computation; "
         f"AUC {found['auc']:.3f} against {found['auc_paper']:.3f}; written: {out}"
     )
 
@@ -133,7 +135,7 @@ def curves(
     figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "auc-vs-evaluations.svg",
     device: Device = "cpu",
 ) -> None:
-    """AUC against network evaluations, for every estimator; run again to resume.
+    """Measure AUC against network evaluations for every estimator; run again to resume.
 
     Example: scorebayes benchmark curves runs/breast
     """
@@ -155,12 +157,12 @@ def evidence(
     images: Annotated[int, typer.Option(min=2, help="Test images of each run.")] = 60,
     steps: Annotated[
         int | None,
-        typer.Option(help="Training steps of the ResNet-18; by default what the score cost."),
+        typer.Option(help="Training steps of the ResNet-18. Default: the training budget of the score."),
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "evidence.json",
     device: Device = "cpu",
 ) -> None:
-    """Evidence maps against saliencies of a ResNet-18: share in the known lesion, and deletion test.
+    """Compare evidence maps with saliency maps of a ResNet-18: share in the known lesion, and deletion test.
 
     Example: scorebayes benchmark evidence runs/demo runs/breast
     """
@@ -173,7 +175,7 @@ def evidence(
         shares = (measured["lesion"] or {"methods": {}})["methods"]
         for method, of in shares.items():
             share = of["share_positive"]["mean"]
-            typer.echo(f"{name}: {share:.3f} of what speaks for the class in the lesion by {method}")
+            typer.echo(f"{name}: {share:.3f} of the evidence for the class lies in the lesion, by {method}")
     typer.echo(f"written: {out}")
 
 
@@ -181,26 +183,29 @@ def evidence(
 def data_curves(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: breastmnist, phantom, ...")],
     vary: Annotated[str, typer.Option(help="per-class, imbalance or label-noise.")],
-    values: Annotated[str, typer.Option(help="For example 5,10,all; by default the curve's own.")] = "",
+    values: Annotated[
+        str, typer.Option(help="For example 5,10,all. Default: the usual values of the curve.")
+    ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Runs with the seeds 0, 1, ... at every value.")] = 3,
     models: Annotated[
-        str, typer.Option(help="scorebayes and baselines to compare with.")
+        str, typer.Option(help="scorebayes, and the baselines to compare with.")
     ] = "scorebayes,resnet18,logistic",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few steps of the tiny preset; files of their own.")
+        bool, typer.Option("--quick", help="Quick trial: few steps of the tiny preset, separate files.")
     ] = False,
     reduce_val: Annotated[
         bool, typer.Option("--reduce-val", help="Reduce the validation split like the training split.")
     ] = False,
     scratch: Annotated[
-        bool, typer.Option("--scratch", help="No label-free start on all training images for our model.")
+        bool,
+        typer.Option("--scratch", help="Start our model from random weights, not from label-free training."),
     ] = False,
     data_root: Annotated[Path, typer.Option(help="Folder with the real data.")] = Path("../shared/data"),
     runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
     out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
     figures: Annotated[Path, typer.Option(help="Folder for the figure.")] = FIGURES,
 ) -> None:
-    """AUC of all models against the number, the imbalance or the wrong labels of training images; resumes.
+    """Measure AUC against the number, imbalance or wrong labels of the training images; run again to resume.
 
     Example: scorebayes benchmark data-curves breastmnist --vary per-class
     """
@@ -216,12 +221,12 @@ def data_curves(
 @app.command()
 def ood(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
-    images: Annotated[int, typer.Option(min=2, help="Images of every foreign kind.")] = 50,
+    images: Annotated[int, typer.Option(min=2, help="Images of each foreign kind.")] = 50,
     data_root: Annotated[Path, typer.Option(help="Folder with other data sets.")] = Path("../shared/data"),
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "ood.json",
     device: Device = "cpu",
 ) -> None:
-    """Images of another kind: which are declined, by typicality and by likelihood; run again to resume.
+    """Measure which foreign images are declined, by typicality and by likelihood; run again to resume.
 
     Example: scorebayes benchmark ood runs/breast
     """
@@ -239,7 +244,7 @@ def ood(
 @app.command()
 def robustness(
     run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A trained run; its baselines are compared.")
+        Path, typer.Argument(metavar="RUN", help="A trained run; its baselines are measured too.")
     ],
     images: Annotated[int, typer.Option(min=4, help="Test images.")] = 100,
     severities: Annotated[str, typer.Option(help="Some of 1 to 5, separated by commas.")] = "1,2,3,4,5",
@@ -247,7 +252,7 @@ def robustness(
     figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "robustness.svg",
     device: Device = "cpu",
 ) -> None:
-    """AUC, accuracy and log-loss under twelve corruptions, beside the baselines; run again to resume.
+    """Measure AUC, accuracy and log-loss of the run and its baselines under twelve corruptions; run again to resume.
 
     Example: scorebayes benchmark robustness runs/breast --severities 1,3,5
     """
@@ -270,17 +275,17 @@ def adversarial(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
     images: Annotated[int, typer.Option(min=1, help="Test images.")] = 32,
     peer: Annotated[
-        str, typer.Option(help="Baseline that is attacked, too; trained if it is not.")
+        str, typer.Option(help="Baseline to attack as well. It is trained if needed.")
     ] = "resnet18",
     steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 10,
     queries: Annotated[int, typer.Option(min=1, help="Queries of the Square attack for each image.")] = 100,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Draws of every noise level in a step on our model.")
+        int, typer.Option(min=1, help="Draws per noise level in each attack step on our model.")
     ] = 1,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "adversarial.json",
     device: Device = "cpu",
 ) -> None:
-    """Accuracy under a gradient attack and a query attack, of the model and of a baseline.
+    """Measure the accuracy of the model and of a baseline under a gradient attack and a query attack.
 
     Example: scorebayes benchmark adversarial runs/breast --images 32
     """
@@ -299,11 +304,9 @@ def page(
     results: Annotated[Path, typer.Option(help="Folder with the JSON files.")] = RESULTS,
     figures: Annotated[Path, typer.Option(help="Folder with the figures.")] = FIGURES,
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/benchmarks.md"),
-    readme: Annotated[
-        Path | None, typer.Option(help="File whose quoted tables are brought up to date.")
-    ] = None,
+    readme: Annotated[Path | None, typer.Option(help="File whose quoted tables are updated.")] = None,
 ) -> None:
-    """Tables and figures of all results as one Markdown page; what was not run is named with its command.
+    """Write all tables and figures to one Markdown page. Missing results are listed with their command.
 
     Example: scorebayes benchmark page --readme docs/results.md
     """
@@ -311,7 +314,7 @@ def page(
 
     typer.echo(f"written: {write_page(results, figures, out)}")
     if readme:
-        typer.echo(f"up to date: {quote_glance(out, readme)}")
+        typer.echo(f"updated: {quote_glance(out, readme)}")
 
 
 @app.command()
@@ -321,7 +324,7 @@ def compare(
         Path, typer.Argument(metavar="CSV", help="image_id and prob_<positive class> of all test images.")
     ],
 ) -> None:
-    """Your own classifier beside a benchmark's models, on the same test images: AUC, and paired differences to each.
+    """Compare your own classifier with a benchmark's models on the same test images: AUC and paired differences.
 
     Example: scorebayes benchmark compare benchmarks/results/breastmnist.json mine.csv
     """
@@ -337,15 +340,17 @@ def compare(
 @app.command()
 def site(
     results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
-    models: Annotated[str, typer.Option(help="Models in it, with commas.")] = ",".join(
+    models: Annotated[str, typer.Option(help="Models in the results, separated by commas.")] = ",".join(
         (OURS, BEST, REFERENCE)
     ),
     patients: Annotated[
-        str, typer.Option(help="How many test patients calibrate, with commas.")
+        str, typer.Option(help="Numbers of test patients to calibrate on, separated by commas.")
     ] = "20,50,100",
-    out: Annotated[Path | None, typer.Option(help="JSON file to write. [default: beside it]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write. [default: next to the results]")
+    ] = None,
 ) -> None:
-    """What labelled images of the place of use bring: models of a benchmark calibrated on some of its test patients.
+    """Measure the gain from labelled images of the site: calibrate a benchmark's models on some test patients.
 
     Example: scorebayes benchmark site benchmarks/results/pneumoniamnist.json
     """
@@ -362,13 +367,15 @@ def site(
 
 
 def _numbers(name: str, text: str, example: str) -> list[int]:
-    """Whole numbers with commas between them. ConfigError for anything else."""
+    """Whole numbers separated by commas. ConfigError for anything else."""
     from scorebayes.errors import ConfigError
 
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"{name} {text!r}.", f"Give numbers such as {example}.") from error
+        raise ConfigError(
+            f"{name} {text!r}: expected whole numbers.", f"Separate them by commas, such as {example}."
+        ) from error
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ Split = Annotated[str, typer.Option(help="train, val or test.")]
 Estimator = Annotated[
     str,
     typer.Option(
-        help="denoising, bound, flow or paper; by default the run's own. Others write files of their own."
+        help="denoising, bound, flow or paper. Default: the estimator of the run. Others write separate files."
     ),
 ]
 SOURCES = (
@@ -37,7 +37,7 @@ def open_run_dir(run_dir: Path, device: str) -> Run:
 
 
 def show_table(models: dict[str, dict[str, Any]]) -> None:
-    """Metrics of models by their titles, fitting 80 columns; further intervals are in the files and the report."""
+    """Metrics of models by title, in 80 columns. More intervals are in the files and the report."""
     table = Table("", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("AUC", "95 % interval", "accuracy", "balanced", "log loss", "ECE"):
         table.add_column(name, no_wrap=True)
@@ -56,14 +56,14 @@ def show_table(models: dict[str, dict[str, Any]]) -> None:
 
 def show_metrics(metrics: dict[str, Any]) -> None:
     show_table({"ScoreBayes": metrics, **metrics["baselines"]})
-    cost = f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s an image"
-    out.print(f"always the larger class: accuracy {metrics['majority_accuracy']:.3f}; {cost}")
+    cost = f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s per image"
+    out.print(f"always naming the most frequent class: accuracy {metrics['majority_accuracy']:.3f}; {cost}")
     for name, found in metrics["shift"].items():
         if found["noticed"]:
             typer.echo(
-                f"warning: images of class {name!r} can be told from the training images by their look (AUC "
-                f"{found['auc']:.2f}): calibration and threshold may not hold on this split. 'scorebayes recalibrate' "
-                "fits them on labelled images.",
+                f"warning: images of class {name!r} look different from the training images (AUC {found['auc']:.2f}). "
+                "Calibration and threshold may not hold on this split. 'scorebayes recalibrate' fits them on labelled "
+                "images.",
                 err=True,
             )
 

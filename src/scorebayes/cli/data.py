@@ -1,6 +1,4 @@
-"""Commands that look at a data set before anything is trained: ``scorebayes data check`` and ``data
-show``.
-"""
+"""Commands that look at a data set before training: ``scorebayes data check`` and ``data show``."""
 
 from __future__ import annotations
 
@@ -14,21 +12,23 @@ import typer
 app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
 
 Data = Annotated[
-    str, typer.Argument(metavar="KIND:ROOT", help="Such as cbis-ddsm:DIR, inbreast:DIR, vindr-mammo:DIR.")
+    str, typer.Argument(metavar="KIND:ROOT", help="For example cbis-ddsm:DIR, inbreast:DIR, vindr-mammo:DIR.")
 ]
 
 
 @app.command("check")
 def check_command(
     data: Data,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
-    pixels: Annotated[bool, typer.Option(help="Decode every image too.")] = True,
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = max(1, (os.cpu_count() or 1) - 1),
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    pixels: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
+    workers: Annotated[int, typer.Option(help="Number of decoding processes.")] = max(
+        1, (os.cpu_count() or 1) - 1
+    ),
 ) -> None:
-    """Count what is there against what was published; name what is missing, double, conflicting, unreadable
-    or leaks.
+    """Compare a data set with its published counts. List missing, duplicate, conflicting, unreadable and leaking
+    images.
 
-    Exit code 1 where something needs a look.
+    The exit code is 1 if something needs a look.
 
     Example: scorebayes data check cbis-ddsm:~/CBIS-DDSM
     """
@@ -57,13 +57,13 @@ def show_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("contact-sheet.png"),
     steps: Annotated[
-        str, typer.Option(help="Steps of the preparation, or a named pipeline, with commas.")
+        str, typer.Option(help="Preparation steps or a named pipeline, separated by commas.")
     ] = "",
     size: Annotated[int, typer.Option(help="Side of the prepared images.")] = 224,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many images.")] = 8,
-    seed: Annotated[int, typer.Option(help="Choice of the images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the images.")] = 0,
 ) -> None:
-    """Write a contact sheet: images as they come and as they are prepared.
+    """Write a contact sheet: images before and after preparation.
 
     Example: scorebayes data show inbreast:~/INbreast --steps mammogram --out sheet.png
     """

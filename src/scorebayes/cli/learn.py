@@ -12,29 +12,41 @@ from scorebayes.cli.common import SOURCES, Device, RunDir, open_run_dir, out, sa
 
 def train(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")],
-    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")],
+    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")],
     config: Annotated[
         list[Path] | None,
-        typer.Option(help="TOML file; overrides the preset. May be given again: later ones override."),
+        typer.Option(
+            help="TOML file that overrides the preset. Can be given more than once; later files win."
+        ),
     ] = None,
     preset: Annotated[str, typer.Option(help="tiny, light, small or paper.")] = "small",
     size: Annotated[int | None, typer.Option(help="Side of the prepared image in pixels.")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps. [default: the preset's, or by the number of images]")
+        int | None, typer.Option(help="Optimiser steps. [default: from the preset or the number of images]")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Cap on the training time.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Limit on the training time, in minutes.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the split, the weights and all random numbers.")
+        int | None, typer.Option(help="Seed of the split, the weights and all random numbers.")
     ] = None,
     label_free: Annotated[
-        bool, typer.Option("--label-free", help="Use no label: a start for other runs, from all images.")
+        bool,
+        typer.Option(
+            "--label-free", help="Train on all images without labels, as a starting point for other runs."
+        ),
     ] = False,
     init: Annotated[
         Path | None,
-        typer.Option(help="Run directory whose weights are the start, for example a label-free one."),
+        typer.Option(help="Run directory whose weights to start from, for example a label-free run."),
     ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="Pretrained encoder for the features of the images, such as lite0.")
+    ] = "",
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Use no pretrained weights, whatever the size of the images."),
+    ] = False,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
     """Learn the class-conditional score and calibrate it on the validation split.
 
@@ -57,6 +69,12 @@ def train(
             options[section][name] = value
     if seed is not None:
         options["seed"] = seed
+    if encoder and from_scratch:
+        raise typer.BadParameter("give --encoder or --from-scratch, not both")
+    if encoder:
+        options["evidence"] = {"features": {"encoder": encoder}}
+    if from_scratch:
+        options["evidence"] = {"sources": ["pixels", "wavelets"]}
     layers = [read_toml(path) for path in config or ()]
     run = stages.train(
         run_dir, inputs.absolute_source(data), [*layers, options], preset, pick_device(device), resume=resume
@@ -70,7 +88,7 @@ def train(
 
 
 def tune(run_dir: RunDir, device: Device = "auto") -> None:
-    """Fit on the validation split where in noise the evaluations fall; used from then on if it is better.
+    """Choose the noise levels on the validation split, and keep them if they lower the validation log-loss.
 
     Example: scorebayes tune runs/breast
     """
@@ -80,11 +98,13 @@ def tune(run_dir: RunDir, device: Device = "auto") -> None:
     with run.locked():
         found = tune(run)
     for name, (mean, std), loss in (
-        ("so far", found.before, found.log_loss_before),
+        ("before", found.before, found.log_loss_before),
         ("fitted", found.fitted, found.log_loss_fitted),
     ):
         out.print(f"{name}: log-SNR {mean:.2f} +- {std:.2f}, validation log-loss {loss:.4f}")
-    done = "the fitted levels are used from now on" if found.better else "the levels stay as they were"
+    done = (
+        "the fitted noise levels are used from now on" if found.better else "the noise levels are unchanged"
+    )
     say_next(done, f"scorebayes score {run_dir} --split test")
 
 
@@ -94,13 +114,13 @@ def baseline(
         str,
         typer.Argument(
             metavar="NAME",
-            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0 or vit.",
+            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0, vit or logistic-on-features.",
         ),
     ],
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Steps of a network; by default, what costs as much as the run's own training."
+            min=1, help="Training steps of a network. Default: the same training budget as the run."
         ),
     ] = None,
     device: Device = "auto",
@@ -125,15 +145,17 @@ def baseline(
 
 def recalibrate(
     run_dir: RunDir,
-    data: Annotated[str, typer.Option(help=f"Labelled images of the place of use, KIND[:PATH]: {SOURCES}.")],
-    new_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")],
+    data: Annotated[str, typer.Option(help=f"Labelled images from that site, KIND[:PATH]: {SOURCES}.")],
+    new_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")],
     prior: Annotated[
         str,
-        typer.Option(help="Class prior there, as in predict; by default the class shares of these images."),
+        typer.Option(
+            help="Class prior at that site, as in predict. Default: the class shares of these images."
+        ),
     ] = "",
     device: Device = "auto",
 ) -> None:
-    """A run for another place: the same weights, calibration and threshold fitted on labelled images from there.
+    """Make a run for another site: same weights, but calibration and threshold fitted on labelled images from there.
 
     Example: scorebayes recalibrate runs/breast --data folder:here --out runs/breast-here
     """
@@ -142,5 +164,5 @@ def recalibrate(
 
     run = open_run_dir(run_dir, device)
     found = fit(run, data, new_dir, read_prior(prior, run) if prior else None)
-    show_table({"as it was": found.before, "recalibrated (cross-validated)": found.after})
-    say_next(f"made: {new_dir}", f"scorebayes predict {new_dir} FILES --out predictions.csv")
+    show_table({"before": found.before, "recalibrated (cross-validated)": found.after})
+    say_next(f"written: {new_dir}", f"scorebayes predict {new_dir} FILES --out predictions.csv")

@@ -1,4 +1,4 @@
-"""The command line: thin faces of the stages, each of which works on a run directory.
+"""The command line: thin wrappers around the stages, each of which works on a run directory.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -55,9 +55,9 @@ def _options(
 
 @app.command()
 def doctor(
-    data_root: Annotated[Path | None, typer.Option(help="Folder of data to look at.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Data folder to look at.")] = None,
 ) -> None:
-    """Versions, devices, data root and free space.
+    """Show versions, devices, data root and free space.
 
     Example: scorebayes doctor --data-root ../data
     """
@@ -78,7 +78,7 @@ def doctor(
     if data_root is not None:
         entries = sorted(p.name for p in data_root.iterdir()) if data_root.is_dir() else None
         table.add_row(
-            "data root", f"{data_root}: " + (", ".join(entries) if entries is not None else "absent")
+            "data root", f"{data_root}: " + (", ".join(entries) if entries is not None else "not found")
         )
     out.print(table)
     if data_root is not None and not data_root.is_dir():
@@ -88,10 +88,10 @@ def doctor(
 @app.command()
 def demo(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")] = "phantom",
-    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to make.")] = Path("runs/demo"),
+    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")] = Path("runs/demo"),
     device: Device = "auto",
 ) -> None:
-    """The main job in a few minutes: train, score, evaluate and report, on synthetic mammograms or on your data.
+    """Train, score, evaluate and report in a few minutes, on synthetic mammograms or on your own data.
 
     Example: scorebayes demo
     """
@@ -122,7 +122,7 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on.", err=True)
+        typer.echo("stopped. Run the same command with --resume to continue.", err=True)
         sys.exit(130)
     except OSError as error:
         if debug:

@@ -23,7 +23,7 @@ COUNTS: dict[str, Callable[[Any], list[Count]]] = {
     "inbreast": InBreast.counts,
     "vindr-mammo": VindrMammo.counts,
 }
-"""Data sets whose published numbers are known."""
+"""Data sets with published counts."""
 
 SHOWN = 5  # ids per line of text; the dictionary holds all
 THUMBNAIL = 64  # pixels; images that agree at this size are called the same
@@ -36,11 +36,11 @@ def check(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Look through a data set: a dictionary of plain values, ready for JSON.
+    """Check a data set. Returns a dictionary of plain values, ready for JSON.
 
     Parameters
     ----------
-    pixels: decode every image too, which finds the unreadable ones and equal pictures.
+    pixels: also decode every image, which finds unreadable images and equal pictures.
     workers, progress: as in ``load``.
 
     Keys: ``name``, ``ok``, ``counts``, ``records``, ``patients``, ``images`` (split -> class -> number),
@@ -103,11 +103,11 @@ def _images(source: Source, records: list[Record], splits: dict[str, str]) -> di
 
 def as_text(result: dict[str, Any]) -> str:
     """The result of ``check`` for people, at most a screen or two."""
-    of = f"of {result['patients']} patients" if result["patients"] else "(whose patients are not named)"
+    of = f"of {result['patients']} patients" if result["patients"] else "(no patient ids)"
     lines = [f"{result['name']}: {result['records']} usable images {of}"]
     if result["counts"]:
         width = max(len(entry["what"]) for entry in result["counts"])
-        lines.append("\nTables against the published counts")
+        lines.append("\nTables compared with the published counts")
         for entry in result["counts"]:
             mark = "" if entry["found"] == entry["published"] else "   differs"
             lines.append(f"  {entry['what']:<{width}} {entry['found']:>7} of {entry['published']}{mark}")
@@ -120,7 +120,7 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(f"  {kind}: {len(entries)}")
         lines += [f"    {entry['id']}: {entry['reason']}" for entry in entries[:SHOWN]]
         if len(entries) > SHOWN:
-            lines.append(f"    and {len(entries) - SHOWN} more (all with --json)")
+            lines.append(f"    and {len(entries) - SHOWN} more (--json lists all)")
     if result["leakage"]:
         lines.append("\nLeakage between splits")
         for key in ("patients_in_two_splits", "same_pixels_across_splits", "same_pixels_within_split"):
@@ -130,5 +130,5 @@ def as_text(result: dict[str, Any]) -> str:
             )
             lines.append(f"  {key.replace('_', ' ')}: {len(found)}" + (f" ({some})" if found else ""))
     lines += [f"\n{note}" for note in result["notes"]]
-    lines.append("\nEverything is in order." if result["ok"] else "\nSome things need a look: see above.")
+    lines.append("\nEverything is in order." if result["ok"] else "\nSome things above need a look.")
     return "\n".join(lines)

@@ -172,7 +172,7 @@ def _prepare_one(source: Source, prepare: Prepare, record: Record, stamp: tuple[
     except Exception as error:  # a decoder may raise anything; one bad file must not end the run
         return _one_line(f"{record.path} could not be decoded: {type(error).__name__}: {error}")[:500]
     if _stamp(record.path) != stamp:
-        return f"{record.path} has changed since it was indexed. Start again when its copying has finished."
+        return f"{record.path} has changed since it was indexed. Start again when copying has finished."
     return image
 
 
@@ -215,7 +215,7 @@ def _pool(source: Source, prepare: Prepare, workers: int) -> Iterator[ProcessPoo
         except BrokenProcessPool:
             raise ConfigError(
                 "Worker processes cannot be started.",
-                'Set workers = 0, or put the calling script under if __name__ == "__main__".',
+                'Set workers = 0, or put the calling code under if __name__ == "__main__".',
             ) from None
         yield pool
     finally:
@@ -259,7 +259,7 @@ def _alone(source: Source, prepare: Prepare, record: Record, stamp: tuple[int, i
         try:
             return pool.submit(_work, record, stamp).result()
         except BrokenProcessPool:
-            return f"{record.path} killed the process that read it (a crash in a decoder, or out of memory)."
+            return f"{record.path} crashed the process that read it (a decoder crash, or out of memory)."
 
 
 class Place(NamedTuple):
@@ -298,7 +298,7 @@ class _Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
-                f"The cache folder {self.folder} cannot be made: {error.strerror}.", "Choose another one."
+                f"The cache folder {self.folder} cannot be created: {error.strerror}.", "Choose another one."
             ) from None
         shard = f"{len(list(self.folder.glob('*.jsonl'))):04d}-{uuid.uuid4().hex[:8]}"
         pending: list[str] = []

@@ -25,7 +25,7 @@ from skimage.filters import threshold_otsu
 from scorebayes.errors import ConfigError, DataError
 
 VERSION = 1
-"""Raise it when the frame of the pipeline (checks, resize, quantisation) changes its result."""
+"""Increase it when the fixed part of the pipeline (checks, resize, quantisation) changes its result."""
 
 MIN_SIDE = 8
 MAX_ASPECT = 10.0
@@ -69,7 +69,7 @@ def breast_mask(pixels: NDArray[np.float32], long_side: int = 256) -> tuple[NDAr
     sizes = np.bincount(pieces.ravel(), minlength=2)[1:]
     if count == 0 or sizes.max() < 0.01 * mask.size:
         raise DataError(
-            "No breast found: nothing of at least 1 % of the image stands out from the background.",
+            "No breast found: no region of at least 1 % of the image stands out from the background.",
             "Check that it is a mammogram, or leave out the steps that look for the breast.",
         )
     breast = ndimage.binary_dilation(pieces == 1 + int(sizes.argmax()), iterations=2) & mask
@@ -99,7 +99,7 @@ def _crop_breast(view: View) -> View:
 def _flip_right(view: View) -> View:
     if view.laterality not in ("L", "R"):
         raise DataError(
-            f"The side of the breast is unknown (laterality {view.laterality!r}), it cannot be flipped.",
+            f"The side of the breast is unknown (laterality {view.laterality!r}), so it cannot be flipped.",
             "Give it (L or R) in the table or the DICOM header, or leave out the step 'flip-right'.",
         )
     return replace(view, pixels=view.pixels[:, ::-1]) if view.laterality == "R" else view
@@ -111,7 +111,7 @@ def _remove_pectoral(view: View) -> View:
     """
     if view.view not in ("CC", "MLO"):
         raise DataError(
-            f"The projection is unknown (view {view.view!r}), so the pectoral muscle cannot be looked for.",
+            f"The projection is unknown (view {view.view!r}), so the pectoral muscle cannot be located.",
             "Give it (CC or MLO) in the table or the DICOM header, or leave out the step 'remove-pectoral'.",
         )
     if view.view == "CC":
@@ -154,7 +154,7 @@ def _robust_window(view: View) -> View:
     low, high = np.quantile(sample[sample > 0], [0.005, 0.995])
     if high <= low:
         raise DataError(
-            "All pixels that are not black have one value.", "Check the file: it shows no tissue."
+            "All pixels that are not black have the same value.", "Check the file: it shows no tissue."
         )
     stretched = np.clip((view.pixels - np.float32(low)) / np.float32(high - low), 0, 1)
     return replace(view, pixels=stretched)
@@ -182,7 +182,7 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "paper": ("clahe",),
     "mammogram": ("remove-background", "crop-breast", "flip-right", "robust-window"),
 }
-"""Named choices of steps. Their names may stand in ``steps`` like those of single steps."""
+"""Named pipelines. Their names can be used in ``steps`` like the names of single steps."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Prepare:
         final = [STEPS[step].final for step in self.steps]
         if final != sorted(final):
             raise ConfigError(
-                f"prepare.steps {list(self.steps)}: a step at the final size before one at the file's.",
+                f"prepare.steps {list(self.steps)}: a step at the final size comes before one at the file size.",
                 "Put " + " and ".join(f"{step!r}" for step in self.steps if STEPS[step].final) + " last.",
             )
 
@@ -262,14 +262,15 @@ class Prepare:
         short, long = sorted(pixels.shape[:2])
         if short < MIN_SIDE:
             raise DataError(
-                f"The image is too small: {_size(pixels)}, at least {MIN_SIDE} on each side are needed."
+                f"The image is too small: {_size(pixels)}, but each side needs at least {MIN_SIDE}."
             )
         if long > MAX_ASPECT * short:
             raise DataError(f"The image is {_size(pixels)}: more than {MAX_ASPECT:g} times longer than wide.")
         low, high = float(pixels.min()), float(pixels.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise DataError(
-                "The image has pixels that are not finite (NaN or infinity).", "Repair or leave out the file."
+                "The image has pixels that are not finite (NaN or infinity).",
+                "Repair the file or leave it out.",
             )
         if low < -1e-6 or high > 1 + 1e-6:
             raise DataError(
@@ -290,15 +291,16 @@ class Prepare:
         if pixels.ndim == 2:
             if self.channels == 3:
                 raise DataError(
-                    "A grey image where RGB is expected.", "Copying grey to three channels is not done."
+                    "The image is grey, but RGB is expected.",
+                    "Give a colour image: grey is not copied to three channels.",
                 )
             return pixels
         if self.channels == 3:
             return pixels
         if np.abs(pixels - pixels[..., :1]).max() > COLOUR_TOLERANCE:
             raise DataError(
-                "A colour image where grey is expected: an overlay or a photograph.",
-                "Give the grey original.",
+                "The image is in colour (an overlay or a photograph), but grey is expected.",
+                "Give the grey original image.",
             )
         return np.ascontiguousarray(pixels[..., 0])
 
@@ -323,8 +325,8 @@ class Prepare:
     def from_dict(cls, section: Mapping[str, Any]) -> Prepare:
         """A pipeline from the section that ``to_dict`` or a user wrote.
 
-        A ``fingerprint`` in the section must be that of the pipeline: ConfigError where this version of the
-        program would prepare images otherwise than the one that wrote it. ConfigError for unknown keys.
+        A ``fingerprint`` in the section must match the pipeline: ConfigError if this version of the
+        program would prepare images differently from the version that wrote it. ConfigError for unknown keys.
         """
         fields = dict(section)
         fingerprint = fields.pop("fingerprint", None)
@@ -338,7 +340,7 @@ class Prepare:
         prepare = cls(**fields)
         if fingerprint is not None and fingerprint != prepare.fingerprint:
             raise ConfigError(
-                f"prepare.fingerprint is {fingerprint}, but this version's is {prepare.fingerprint}.",
+                f"prepare.fingerprint is {fingerprint}, but this version of scorebayes has {prepare.fingerprint}.",
                 "Use the version of scorebayes that wrote the configuration, or train again.",
             )
         return prepare

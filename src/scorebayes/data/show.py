@@ -1,4 +1,4 @@
-"""A look at the data: images as they come and as they are prepared, on one sheet."""
+"""A contact sheet of the data: images before and after preparation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def contact_sheet(source: Source, prepare: Prepare, out_png: Path, n: int = 8, s
     """
     records = _choose(source.records(), n, seed)
     if not records:
-        raise DataError(f"{source.info.title} has no usable image.", "Look at: scorebayes data check.")
+        raise DataError(
+            f"{source.info.title} has no usable image.", "See the reasons: scorebayes data check."
+        )
     figure = Figure(figsize=(2.1 * len(records), 5.2), layout="constrained")
     figure.suptitle(
         f"{source.info.title}: as read, and prepared ({', '.join(prepare.steps) or 'resize only'})"

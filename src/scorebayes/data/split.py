@@ -1,4 +1,4 @@
-"""Who trains and who tests: the division into train, val and test, always by patient.
+"""The split into train, val and test, always by patient.
 
 Everything here is a pure function of records. Random choices are a hash of (seed, patient), so that they
 do not depend on the order of the records.
@@ -39,10 +39,12 @@ def split_patients(
     shares of 1.
     """
     if len(fractions) != 3 or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        raise ConfigError(f"Split fractions are {tuple(fractions)}, expected three shares that sum to 1.")
+        raise ConfigError(
+            f"Split fractions are {tuple(fractions)}, but three shares that sum to 1 are expected."
+        )
     repeated = [image_id for image_id, n in Counter(r.image_id for r in records).items() if n > 1]
     if repeated:
-        raise DataError(f"Image ids occur more than once: {_some(repeated)}.", "Make them unique.")
+        raise DataError(f"Some image ids occur more than once: {_some(repeated)}.", "Make them unique.")
     patients = _patients(records)
     official = _official(patients)
     if not official:
@@ -59,7 +61,7 @@ def split_patients(
 def leakage_audit(
     records: Sequence[Record], splits: Mapping[str, str], images: Iterable[NDArray] | None = None
 ) -> dict[str, Any]:
-    """What connects the splits: a dictionary of plain values, ready for JSON.
+    """Find leaks between the splits. Returns a dictionary of plain values, ready for JSON.
 
     ``images``: the pixels of the records, in their order; without them equal pixels are not looked for.
 
@@ -103,7 +105,7 @@ def subsample(
     reduce_val: bool = False,
     seed: int = 0,
 ) -> list[Record]:
-    """The records with a smaller, skewed or mislabelled training set; test stays as it is.
+    """The records with a smaller, skewed or mislabelled training set; the test split is unchanged.
 
     Parameters
     ----------
@@ -185,7 +187,7 @@ def _class_counts(
     for label, n in counts.items():
         if n > available[label]:
             raise DataError(
-                f"Class {label} has {available[label]} training patients, expected at least {n}.",
+                f"Class {label} has {available[label]} training patients, but at least {n} are needed.",
                 f"Ask for at most {largest // len(available)} per class.",
             )
     return counts
@@ -229,13 +231,14 @@ def _official(patients: Mapping[Patient, list[Record]]) -> dict[Patient, str]:
     torn = sorted(name for (_, name), splits in found.items() if len(splits) > 1)
     if torn:
         raise DataError(
-            f"Patients are in more than one official split: {_some(torn)}.", "Give each patient one split."
+            f"Some patients are in more than one official split: {_some(torn)}.",
+            "Give each patient one split.",
         )
     without = sorted(name for (_, name), splits in found.items() if not splits)
     if without and len(without) < len(found):
         raise DataError(
             f"{len(without)} of {len(found)} patients have no official split: {_some(without)}.",
-            "Give all of them a split, or none.",
+            "Give a split to all of them, or to none.",
         )
     return {p: next(iter(splits)) for p, splits in found.items() if splits}
 

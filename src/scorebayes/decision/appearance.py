@@ -128,8 +128,8 @@ class Appearance:
         found = statistics(images)
         if found.shape[1] != len(self.mean):
             raise ConfigError(
-                f"appearance was fitted on images of another size or number of channels than {images.shape[1:]}.",
-                "Prepare the images as the run does.",
+                f"the images have shape {images.shape[1:]}, but appearance was fitted on another size or channel count.",
+                "Prepare the images as in the run.",
             )
         return self._of(found)
 
@@ -152,7 +152,7 @@ def fit_appearance(images: NDArray, share: float, seed: int = 0) -> Appearance:
     """
     if len(images) < LEAST_IMAGES:
         raise DataError(
-            f"{len(images)} images, at least {LEAST_IMAGES} are needed to learn what they look like.",
+            f"there are only {len(images)} images, but at least {LEAST_IMAGES} are needed to fit their appearance.",
             "Give more data.",
         )
     order = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]

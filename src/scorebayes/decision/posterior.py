@@ -57,14 +57,14 @@ def bayes(table: EvidenceTable, log_prior: NDArray, calibration: Calibration | N
     ----------
     table: evidence of one or several sources. A failed image is refused (NumericalError): drop it before.
     log_prior: [Y], log p(y); must sum to one.
-    calibration: weights, temperature and bias, as fitted on validation images. Without it log-likelihoods are taken at
-        their word; other kinds of evidence need it.
+    calibration: weights, temperature and bias, as fitted on validation images. Without it log-likelihoods are used as
+        they are; other kinds of evidence need it.
     """
     log_prior = np.asarray(log_prior, dtype=np.float64)
     n_classes = table.n_classes
     if log_prior.shape != (n_classes,) or abs(logsumexp(log_prior)) > 1e-6:
         raise ConfigError(
-            f"the prior must be {n_classes} log-probabilities that sum to one, got {log_prior.tolist()}."
+            f"the prior must be {n_classes} log-probabilities whose probabilities sum to 1, got {log_prior.tolist()}."
         )
     failed = table.status != OK
     if failed.any():
@@ -81,8 +81,7 @@ def bayes(table: EvidenceTable, log_prior: NDArray, calibration: Calibration | N
 def mean_posterior(prob: Sequence[NDArray] | NDArray) -> NDArray[np.float64]:
     """Posteriors of several models under one prior [M, N, Y] -> their mean log-posterior, renormalised [N, Y].
 
-    Of two classes, the mean of the log-odds: what models that saw the same image may claim together without counting
-    evidence twice.
+    For two classes this is the mean of the log-odds. The models saw the same image, so adding would count evidence twice.
     """
     return np.exp(log_softmax(np.log(np.maximum(prob, 1e-12)).mean(axis=0), axis=1))
 

@@ -1,7 +1,7 @@
 """Typicality: does an image give the denoising errors that images of this data set give?
 
 A high likelihood is no sign that an image belongs to the data: smooth images have higher ones than the training images
-themselves (Nalisnick et al. 2019, arXiv 1810.09136). What is asked here is therefore two-sided, noise level by noise
+themselves (Nalisnick et al. 2019, arXiv 1810.09136). The check here is therefore two-sided, noise level by noise
 level: is the error of the best class as large as it is on the validation images, neither larger nor smaller? The errors
 come from the evidence table, so no further network evaluation is needed.
 
@@ -9,8 +9,8 @@ Simple images have small errors at every level, detailed ones large errors. The 
 the energy of the finest detail, serves as the measure of complexity; what it predicts of the other levels by regression is
 taken off before they are judged, and it is itself one of the features.
 
-An image that the network finds as easy as its own may still look unlike them. Where the training images are at hand, a
-second judgement on the pixels stands beside the first (see ``scorebayes.decision.appearance``): an image must pass both.
+An image that the network finds as easy as the training images may still look different from them. If the training images
+are available, a second check looks at the pixels (see ``scorebayes.decision.appearance``). An image must pass both.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 
 SHARE_FLAGGED = 0.025
-"""Of images like those of the validation split. Half of what is aimed at, since test images differ a little.
+"""Of images like those of the validation split. Half of the intended share, because test images differ a little.
 
-Where the appearance is judged, too, the errors have half of it, and the appearance ``SHARE_BY_APPEARANCE``.
+If the appearance is judged as well, the errors get half of it, and the appearance gets ``SHARE_BY_APPEARANCE``.
 """
 SHARE_BY_APPEARANCE = 0.02
 
@@ -61,7 +61,7 @@ class LevelTypicality:
         if block.kind != self.kind or found.shape[1] != len(self.centre):
             raise ConfigError(
                 f"typicality was fitted on {len(self.centre)} levels of kind {self.kind}, "
-                f"the table has {found.shape[1]} of kind {block.kind}.",
+                f"but the table has {found.shape[1]} of kind {block.kind}.",
                 "Score the validation split with the same estimator and calibrate again.",
             )
         residual = found - found[:, [self.finest]] * self.slope
@@ -96,7 +96,9 @@ class Typicality:
         distances = [self.level_distance(table)]
         if self.appearance is not None:
             if images is None:
-                raise ConfigError("the appearance of the images is judged, too.", "Give their pixels.")
+                raise ConfigError(
+                    "typicality also judges the appearance of the images.", "Give their pixels as well."
+                )
             distances.append(self.appearance.distance(images) * (self.threshold / self.appearance.threshold))
         return np.max(distances, axis=0)
 
@@ -142,8 +144,8 @@ def fit_typicality(
 ) -> Typicality:
     """Learn what is typical from validation images, whose labels are not used.
 
-    Every source is judged whose values say how well the image itself fits, which differences between classes do not.
-    ``images`` [M, C, S, S] in [0, 1], of training and validation: the appearance is judged, too.
+    Sources are judged if their values show how well the image itself fits; differences between classes do not show that.
+    ``images`` [M, C, S, S] in [0, 1], of training and validation: the appearance is judged as well.
 
     The threshold is the conformal quantile (Vovk et al. 2005, section 2.2) of distances measured on images held out in
     turn. With fewer than 1 / ``share`` - 1 images it is the largest of them, and about 1 / (n + 1) of the images are
@@ -157,7 +159,7 @@ def fit_typicality(
         )
     judged = {name: block for name, block in table.blocks.items() if block.kind != "log-ratio"}
     if not judged and images is None:
-        raise DataError("no source of evidence says how typical an image is.", "Give the images, too.")
+        raise DataError("no source of evidence says how typical an image is.", "Give the images as well.")
     levels_share = share if images is None else share / 2
     levels = {name: _fit_levels(block, levels_share / len(judged), seed) for name, block in judged.items()}
     appearance = None if images is None else fit_appearance(images, SHARE_BY_APPEARANCE, seed)

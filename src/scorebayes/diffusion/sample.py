@@ -37,14 +37,14 @@ class Guided(Score):
 
     Parameters
     ----------
-    score: trained with label dropout; its ``null_class`` is the label that says nothing.
+    score: trained with label dropout; its ``null_class`` stands for "no label".
     weight: w; 0 is the score itself, more gives images more typical of their class and less diverse.
     """
 
     def __init__(self, score: Score, weight: float) -> None:
         if score.null_class is None:
             raise ConfigError(
-                "guidance needs a score with a null label.", "Train with label dropout above 0."
+                "guidance needs a score with a null label.", "Train with [train] null_label above 0."
             )
         self.score, self.weight, self._null = score, weight, score.null_class
         self.noise, self.n_classes = score.noise, score.n_classes
@@ -178,7 +178,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 def nearest(samples: Tensor, training: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """The training image nearest to each sample, to see whether the model recites what it was trained on.
+    """The training image nearest to each sample, to check whether the model has memorised its training images.
 
     samples [S, C, H, W], training [N, C, H, W] -> index [S] and root-mean-square distance per pixel [S].
     """

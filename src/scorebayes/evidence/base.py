@@ -1,7 +1,7 @@
-"""The door for evidence: what a source is, and what it may know of the run that asks it.
+"""The interface for evidence: what a source is, and what it may know about the run that uses it.
 
-A source is one file here with a class that fits ``Evidence``, and one line in ``EVIDENCE`` (see ``registry``). It tells
-table, calibration, maps, report and benchmarks all they need; none of them knows a source by name."""
+A source is one file here with a class that fits ``Evidence``, and one line in ``EVIDENCE`` (see ``registry``). Table,
+calibration, maps, report and benchmarks get everything they need through this interface and never name a source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Map = NDArray[np.float64]
 
 
 class Home(Protocol):
-    """What a source may know of its run."""
+    """What a source may know about its run."""
 
     path: Path
     device: torch.device
@@ -82,8 +82,8 @@ class PixelMaps:
 
     levels: [L, S, S], level by level. std_error: [S, S], Monte-Carlo standard error of their sum; zero where exact, NaN with
     one draw in all. level_std_error: [L], of the sums of ``levels``; NaN with one evaluation a level. log_snr: [L], mean
-    log-SNR of the draws of each level; NaN where there is none. offset: what no pixel says. The maps and the offset sum to
-    the source's part.
+    log-SNR of the draws of each level; NaN where there is none. offset: what belongs to no pixel. The maps and the offset
+    sum to the source's part.
     """
 
     levels: Map
@@ -120,16 +120,26 @@ class Evidence(abc.ABC):
     @property
     @abc.abstractmethod
     def learned(self) -> bool:
-        """Whether ``fit`` has been done, and there was something to learn."""
+        """Whether ``fit`` has run and learned something."""
 
     @property
     @abc.abstractmethod
     def seconds(self) -> float:
         """Time that learning took."""
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of learning, forward and backward, as configured; 0 where no network is trained."""
+        return 0
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network that is trained; 0 where there is none."""
+        return 0
+
     @abc.abstractmethod
     def fingerprint(self, likelihood: Likelihood | None = None) -> str:
-        """Of all that its numbers depend on beside the image: changes whenever they can change."""
+        """A digest of everything besides the image that its numbers depend on. It changes whenever they can change."""
 
     @abc.abstractmethod
     def log_lik(self, x: Tensor, keys: Sequence[str], likelihood: Likelihood | None = None) -> Block:

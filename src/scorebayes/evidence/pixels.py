@@ -20,15 +20,21 @@ from scorebayes.diffusion.draws import Draws
 from scorebayes.diffusion.likelihood import Denoising, Likelihood
 from scorebayes.diffusion.score import Denoiser, ScoreModel
 from scorebayes.errors import ConfigError
-from scorebayes.evidence.base import Evidence, Home, Map, PixelMaps, TrainingImages
+from scorebayes.evidence.base import Evidence, Home, PixelMaps, TrainingImages
+from scorebayes.evidence.learned_score import (
+    OfImages,
+    best_score,
+    split_by_pixel,
+    split_draws,
+    weighted_class_score,
+)
 from scorebayes.evidence.noise_choice import choose_draws
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.training.augment import CODE_LENGTH
+from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
 from scorebayes.training.validate import score_block, validation_rows
-
-_LEAST_ERROR = 1e-12
 
 
 class Pixels(Evidence):
@@ -57,21 +63,9 @@ class Pixels(Evidence):
 
     @cached_property
     def score(self) -> ScoreModel:
-        """The trained score: the checkpoint with the best validation class log-loss.
-
-        ConfigError where the weights are damaged, or not of the network that classes and configuration describe.
-        """
-        denoiser = self.new_denoiser()
-        entry = self.checkpoints.best()
-        try:
-            denoiser.load_state_dict(self.checkpoints.load(entry))
-        except RuntimeError as error:  # torch's word for names and shapes that differ
-            raise ConfigError(
-                f"{self.checkpoints.folder / entry['file']}: the weights are not of the network that config.toml and "
-                "source.json describe (other classes, channels or widths).",
-                "Restore these files as training wrote them, or train again.",
-            ) from error
-        return ScoreModel(denoiser.eval(), self.home.build("noise"))
+        """The trained score. ConfigError where its weights are damaged or of another network."""
+        noise, described_in = self.home.build("noise"), "config.toml and source.json"
+        return best_score(self.checkpoints, self.new_denoiser(), noise, described_in)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -95,7 +89,7 @@ class Pixels(Evidence):
         home = self.home
         return Plan(
             home.path, home.train_settings, home.seed, home.classes, self.new_denoiser, self._start, home.build("noise"),
-            self.likelihood, home.device, _Standardised(home, train), _Standardised(home, val),
+            self.likelihood, home.device, _Standardised(train, home), _Standardised(val, home),
         )  # fmt: skip
 
     def _start(self, denoiser: Denoiser) -> None:
@@ -114,14 +108,14 @@ class Pixels(Evidence):
             denoiser.load_state_dict(taken)
         except RuntimeError as error:  # torch's word for names and shapes that differ
             raise ConfigError(
-                f"[train] init = '{other.path}': the weights are of another network.",
-                "Give both runs the same [net] section and image channels.",
+                f"[train] init = '{other.path}': the weights belong to a different network.",
+                "Use the same [net] section and image channels in both runs.",
             ) from error
 
     def choose_noise(self, val: ImageSet) -> tuple[int, ...]:
-        """The draws of the common noise that say together what many more would say (see ``noise_choice``).
+        """The draws of the common noise that best stand in for many more draws (see ``noise_choice``).
 
-        None where the choice was made before, or there is none to make: an estimator without common noise, or one that takes
+        None if the choice was made before or there is nothing to choose: an estimator without common noise, or one with
         all candidates.
         """
         if self.likelihood.kind != Denoising.kind:
@@ -146,6 +140,19 @@ class Pixels(Evidence):
     def seconds(self) -> float:
         return float(self.checkpoints.entries("state")[-1]["seconds"])
 
+    @property
+    def multiply_adds(self) -> int:
+        """Those of the run that training started from count, too."""
+        settings, start = self.home.train_settings, self.home.start
+        states = self.checkpoints.entries("state")
+        steps = max(entry["step"] for entry in states) if states else settings.steps
+        before = Pixels(start).multiply_adds if start else 0
+        return before + steps * score_step_cost(self.new_denoiser(), self.home.image_shape, settings)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.new_denoiser().parameters())
+
     # -- asking ---------------------------------------------------------------------------------------------------
 
     def fingerprint(self, likelihood: Likelihood | None = None) -> str:
@@ -165,26 +172,17 @@ class Pixels(Evidence):
         self, x: Tensor, keys: Sequence[str], weights: NDArray[np.float64], draws: int = 1
     ) -> Tensor:
         estimator = replace(self._class_score, repeats=draws, common_noise=False)
-        return torch.stack(
-            [self._weighted_one(estimator, x[i : i + 1], key, weights) for i, key in enumerate(keys)]
-        )
-
-    def _weighted_one(
-        self, estimator: Denoising, x: Tensor, key: str, weights: NDArray[np.float64]
-    ) -> Tensor:
-        """The same sum of log errors as in the class score, from its squared residuals: [Y]."""
-        dims = x[0].numel()
-        values: list[list[Tensor]] = [[] for _ in range(estimator.levels)]
-        draws = Draws(self.home.seed, [key])
-        for place, squares in estimator.squared_residuals(self._differentiable, x, draws):
-            error = squares.flatten(1).sum(1).clamp(min=_LEAST_ERROR)
-            values[place % estimator.levels].append(-0.5 * dims * (error / dims).log())
-        means = torch.stack([torch.stack(of_level).mean(0) for of_level in values])
-        return torch.from_numpy(weights) @ means
+        each = [
+            weighted_class_score(
+                estimator, self._differentiable, x[i : i + 1], Draws(self.home.seed, [key]), weights
+            )
+            for i, key in enumerate(keys)
+        ]
+        return torch.stack(each)
 
     @cached_property
     def _differentiable(self) -> ScoreModel:
-        """In single precision, its weights held fast."""
+        """In single precision, with frozen weights."""
         score = self.score.in_float32()
         for parameter in score.denoiser.parameters():
             parameter.requires_grad_(False)
@@ -198,33 +196,14 @@ class Pixels(Evidence):
         weights: NDArray[np.float64],
         against: NDArray[np.float64],
     ) -> PixelMaps:
-        """The class score of a draw is -D/2 log(E_c / D), E_c the sum over the pixels of the squared residual e_c(p) (see
-        ``scorebayes.diffusion.likelihood.denoising``). The difference of two classes is a sum over pixels, exactly, by the
-        logarithmic mean L(u, v) = (u - v) / (log u - log v):
-
-            S_a - S_c = -D/2 (log E_a - log E_c) = sum over p of -D/2 (e_a(p) - e_c(p)) / L(E_a, E_c).
-
-        A pixel is therefore evidence for class a where the image is denoised better in the belief that it is an a.
-        """
-        estimator = self._class_score
-        each = np.zeros((len(block.level), *x.shape[2:]))
-        sums: list[list[float]] = [[] for _ in block.level]  # of every draw, evaluation by evaluation
+        draws = Draws(self.home.seed, [key])
         with torch.no_grad():
-            for draw, squares in estimator.squared_residuals(self.score, x, Draws(self.home.seed, [key])):
-                part = split_by_pixel(squares.sum(1).numpy(), against, x[0].numel())
-                each[draw] += part
-                sums[draw].append(float(part.sum()))
-        each /= np.array([len(of) for of in sums])[:, None, None]
-        per_level = [np.flatnonzero(block.level == level) for level in np.unique(block.level)]
-        variance = block.variance_of_mean(weights, each.reshape(len(each), -1))
-        return PixelMaps(
-            levels=np.stack([w * each[of].mean(axis=0) for w, of in zip(weights, per_level, strict=True)]),
-            std_error=np.sqrt(variance).reshape(x.shape[2:]),
-            level_std_error=np.array(
-                [w * _std_error([sums[d] for d in of]) for w, of in zip(weights, per_level, strict=True)]
-            ),
-            log_snr=block.level_log_snr,
-        )
+            residuals = self._class_score.squared_residuals(self.score, x, draws)
+            parts = (
+                (draw, split_by_pixel(squares.sum(1).numpy(), against, x[0].numel()))
+                for draw, squares in residuals
+            )
+            return split_draws(parts, block, weights, x.shape[2:])
 
     @property
     def levels(self) -> int:
@@ -246,30 +225,21 @@ class Pixels(Evidence):
 
     @property
     def _class_score(self) -> Denoising:
-        """The run's own estimator. ConfigError where it is another one."""
+        """The run's estimator. ConfigError if it is not the class score."""
         own = self.likelihood
         if not isinstance(own, Denoising):
             raise ConfigError(
-                f"{self.home.path}: this goes through the class score, and the run decides by {own!r}.",
+                f"{self.home.path}: this needs the class score, but the run decides by {own!r}.",
                 'Use a run with kind = "denoising" in [likelihood].',
             )
         return own
 
 
 @dataclass(frozen=True)
-class _Standardised:
+class _Standardised(OfImages):
     """Prepared images as the network takes them."""
 
     home: Home
-    images: ImageSet
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        return self.images.labels
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        return self.images.keys
 
     def batch(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """Uniform dequantisation makes the whole grey values continuous."""
@@ -278,31 +248,3 @@ class _Standardised:
 
     def middle(self, rows: NDArray[np.int64]) -> Tensor:
         return self.home.standardise(self.images.images[rows])
-
-
-def split_by_pixel(squares: Map, against: NDArray[np.float64], dims: int) -> Map:
-    """What each pixel adds to sum of against_c S_c, of which one class alone, the target, has a positive coefficient: 1.
-
-    squares [Y, S, S], squared residuals under each class; against [Y], sums to zero; dims: D -> [S, S].
-    """
-    errors, target = squares.sum(axis=(1, 2)), int(against.argmax())
-    parts = [
-        -weight * (squares[target] - squares[c]) / logarithmic_mean(errors[target], errors[c])
-        for c, weight in enumerate(against)
-        if weight < 0
-    ]
-    return -0.5 * dims * np.sum(parts, axis=0)
-
-
-def logarithmic_mean(u: float, v: float) -> float:
-    """(u - v) / (log u - log v) of two positive numbers, which is u where they are equal."""
-    if u == v:
-        return u
-    return float((u - v) / np.log1p((u - v) / v))  # log u - log v would cancel where they are close
-
-
-def _std_error(draws: list[list[float]]) -> float:
-    """Of the mean of some draws, given by their evaluations. Of a single one, whose evaluations are antithetic, as if they
-    were independent, which errs on the safe side."""
-    values = [np.mean(of) for of in draws] if len(draws) > 1 else draws[0]
-    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan

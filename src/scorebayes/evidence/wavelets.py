@@ -113,7 +113,7 @@ class Wavelets(Evidence):
         weights: NDArray[np.float64],
         against: NDArray[np.float64],
     ) -> PixelMaps:
-        """What the coefficients say is no sum over pixels: it is shared out among them by integrated gradients, and what an
+        """The value of the coefficients is not a sum over pixels. Integrated gradients share it among them, and what an
         even grey image would get is the offset."""
         shared, whole = np.zeros(x.shape[2:]), float(weights @ block.level_means[0] @ against)
         if weights.any():
@@ -172,8 +172,8 @@ class WaveletMixtures:
             }
         except (safetensors.SafetensorError, KeyError) as error:
             raise ConfigError(
-                f"{path}: damaged, or of another version ({error}).",
-                "Delete it and finish the run again with 'scorebayes train --resume'.",
+                f"{path}: the file is damaged or from another version ({error}).",
+                "Delete it and train it again with 'scorebayes train --resume'.",
             ) from error
         return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
 

@@ -1,10 +1,10 @@
 """Counterfactuals: the same image as it would be in another class.
 
 The probability-flow ODE of the image's own class carries it to a noise level, the ODE of the other class carries it back.
-What both classes share is kept by the noised image; what the class decides at the levels passed is drawn anew. Both ways
-are deterministic, so that even the whole way up keeps the image; lower turning points change more of it, and more of what
-does not matter. The flow of the class alone changes little, often too little for the classifier: the way back is guided
-(classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598), as Sanchez & Tsaftaris 2022 (arXiv 2202.10166) do.
+The noised image keeps what both classes share; what depends on the class at the levels passed is generated again. Both ways
+are deterministic, so even going all the way up keeps the image. A lower log-SNR changes more of it, including more that does
+not matter. The flow of the class alone changes little, often too little for the classifier, so the way back is guided
+(classifier-free guidance, Ho & Salimans 2022, arXiv 2207.12598), as in Sanchez & Tsaftaris 2022 (arXiv 2202.10166).
 
 The image is a picture of what the model believes, not of what the disease does.
 """
@@ -106,7 +106,7 @@ def _way(score: Score, log_snr: float, steps: int) -> Tensor:
     if not low <= log_snr < high:
         raise ConfigError(
             f"log-SNR {log_snr:g} is outside the forward process ({low:.1f} to {high:.1f}).",
-            "Name one within; lower changes the image more.",
+            "Choose a value in this range; a lower one changes the image more.",
         )
     return torch.linspace(-high / 2, -log_snr / 2, steps + 1, dtype=torch.float64)
 

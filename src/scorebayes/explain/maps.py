@@ -1,8 +1,9 @@
-"""Evidence maps: which pixels decided, and at which level of which source.
+"""Evidence maps: which pixels drove the decision, and at which level of which source.
 
-Every source says what each pixel adds to its part of the log-odds (``Evidence.maps``). The calibrated log-odds of class a
-against the others are the sum of these parts and an offset: bias, prior, what a source says that no pixel does and, of more
-than two classes, what follows from log-sum-exp being the mean of its arguments under their softmax w plus the entropy of w:
+Every source computes what each pixel adds to its part of the log-odds (``Evidence.maps``). The calibrated log-odds of class
+a against the others are the sum of these parts and an offset: bias, prior, the part of a source that belongs to no pixel
+and, with more than two classes, a term because log-sum-exp is the mean of its arguments under their softmax w plus the
+entropy of w:
 
     log-odds of a = sum over c of w_c (logit_a - logit_c) - H(w),    w_c the posterior share of c among the others.
 
@@ -33,7 +34,7 @@ SMOOTHING = 0.04  # of the side of the image: standard deviation of the Gaussian
 class Explanation:
     """Why one image got its posterior; all in nats of the log-odds of class ``target`` against the others.
 
-    parts: what each source says of each pixel. offset: what no pixel says: bias, prior, the sources' own offsets (and the
+    parts: evidence of each pixel, by source. offset: what belongs to no pixel: bias, prior, offsets of the sources (and the
     entropy of the other classes, where there are several). table, posterior: of this image, from the same draws.
     """
 
@@ -81,7 +82,7 @@ def explain(
     """
     if run.likelihood.kind != "class-score":
         raise ConfigError(
-            f"evidence maps come from the estimator 'denoising', the run has {run.likelihood.kind!r}.",
+            f"evidence maps need the estimator 'denoising', but the run has {run.likelihood.kind!r}.",
             'Set kind = "denoising" in [likelihood] and calibrate again.',
         )
     calibration = run.calibration

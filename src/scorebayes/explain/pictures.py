@@ -48,13 +48,13 @@ def explain_file(
     """Write ``evidence.png``, ``evidence.npz``, ``evidence.json`` and ``counterfactual.png``; returns the JSON's content.
 
     target, log_prior: as in ``evidence.explain``. log_snr, steps, guidance: of the counterfactual; without ``guidance`` the
-    default where the score was trained for it. Raises DataError where the file cannot be used; an image unlike the
-    training data is explained with a warning (key "warnings").
+    default if the score was trained for it. Raises DataError if the file cannot be used. An atypical image is explained
+    with a warning (key "warnings").
     """
     x, key, warning = run.read(path)
     evidence = explain(run, x, key, target, log_prior)
     other = None
-    if with_counterfactual:
+    if with_counterfactual and run.has_image_score:
         source = int(evidence.posterior.predict()[0])
         if guidance is None:
             guidance = GUIDANCE if run.config.train.null_label > 0 else 0.0
@@ -95,7 +95,7 @@ def explain_cases(run: Run, split: str) -> Path:
     pictures = run.path / "thumbnails.npz"
     if not pictures.exists():
         raise DataError(
-            f"{pictures}: no cases were chosen yet.",
+            f"{pictures}: no cases have been chosen yet.",
             f"Run 'scorebayes evaluate {run.path} --split {split}' first.",
         )
     with np.load(pictures, allow_pickle=False) as stored:
@@ -104,7 +104,7 @@ def explain_cases(run: Run, split: str) -> Path:
     row_of = {key: row for row, key in enumerate(images.keys)}
     if not set(wanted) <= set(row_of):
         raise DataError(
-            f"{pictures}: the pictures are of another split than {split!r}.",
+            f"{pictures}: the pictures belong to another split, not to {split!r}.",
             f"Run 'scorebayes evaluate {run.path} --split {split}' first.",
         )
     x = run.standardise(images.images[[row_of[name] for name in wanted]])
@@ -142,7 +142,7 @@ def read_class(name: str, run: Run) -> int | None:
     """The index of a named class; None for "". ConfigError for an unknown one."""
     classes = run.facts.classes
     if name and name not in classes:
-        raise ConfigError(f"unknown class {name!r}.", f"This run knows {', '.join(classes)}.")
+        raise ConfigError(f"unknown class {name!r}.", f"The classes of this run are {', '.join(classes)}.")
     return classes.index(name) if name else None
 
 
@@ -181,7 +181,7 @@ def _atypical(run: Run, x: Tensor, evidence: Explanation) -> str:
         return ""
     return (
         f"atypical: distance {distance[0]:.2f} from the training images, limit {judge.threshold:.2f}; "
-        "'predict' gives such an image no posterior"
+        "'predict' gives no posterior for such an image"
     )
 
 
@@ -286,7 +286,7 @@ def _draw_counterfactual(run: Run, x: Tensor, other: Counterfactual, path: Path)
     _show(axes[2], COLOURS(0.5 + 0.5 * difference / limit), "difference (orange: brighter)")
     _colour_bar(figure, axes[2], limit, "grey value")
     figure.supxlabel(
-        f"{_data(run)}{DISCLAIMER} What the model believes, not what a disease does.", fontsize=7
+        f"{_data(run)}{DISCLAIMER} This shows what the model believes, not what a disease does.", fontsize=7
     )
     figure.savefig(path, dpi=130)
 

@@ -48,14 +48,14 @@ def classification_metrics(
     ``ece`` of these very probabilities if they were right.
 
     With more than two classes ``auc`` and ``auprc`` are the mean of one class against the rest; sensitivity,
-    specificity, predictive values, calibration slope and intercept speak of ``positive`` against the rest.
+    specificity, predictive values, calibration slope and intercept are for ``positive`` against the rest.
 
     Parameters
     ----------
     labels: [N], class indices.
     prob: [N, Y], rows sum to 1.
-    positive: class index that sensitivity speaks of.
-    groups: [N], patient of each image; None, "" or NaN where unknown (such an image stands for itself).
+    positive: index of the class that sensitivity refers to.
+    groups: [N], patient of each image; None, "" or NaN where unknown (such an image counts as its own patient).
     threshold: on the probability of ``positive``, frozen beforehand; None decides by the most probable class.
     """
     sample = _Sample.checked(labels, prob, positive, threshold)
@@ -98,7 +98,7 @@ def _why_infinite(name: str) -> str:
     if name in ("calibration_slope", "calibration_intercept"):
         return "the probabilities separate the classes perfectly or are all equal"
     if name in ("ppv", "npv"):
-        return "no case was predicted so"
+        return "no case was predicted this way"
     if name == "saturated_accuracy":
         return f"no probability is beyond {SATURATED}"
     return "one of the classes has no case"
@@ -201,7 +201,7 @@ class _Sample:
         if self.truth.all() or not self.truth.any():
             names = ("sensitivity_at_90_specificity", "calibration_slope", "calibration_intercept")
             out |= dict.fromkeys(names, "only one class is present")
-            out["specificity" if self.truth.all() else "sensitivity"] = "no such case is present"
+            out["specificity" if self.truth.all() else "sensitivity"] = "there is no such case"
         return out
 
     def statistics(self, weights: Array) -> dict[str, Array]:

@@ -125,7 +125,7 @@ def precision_recall(
     axes.legend(loc="best")
 
 
-@drawn("reliability", "Reliability diagram: observed frequency over the probability given")
+@drawn("reliability", "Reliability diagram: observed frequency over predicted probability")
 def reliability(plot: Plot, curve: Curve, prob: NDArray, name: str, title: str) -> None:
     """Observed frequency with Wilson's interval over mean probability; histogram of ``prob`` [N] below."""
     plot.name = name
@@ -143,12 +143,12 @@ def reliability(plot: Plot, curve: Curve, prob: NDArray, name: str, title: str) 
     for predicted, observed, n in zip(curve["predicted"], curve["observed"], curve["n"], strict=True):
         (mark,) = axes.plot(predicted, observed, "o", color=MODEL, markersize=6, zorder=4)
         plot.tip(mark, f"{n:.0f} images: mean probability {predicted:.2f}, observed frequency {observed:.2f}")
-    _unit_square(axes, "mean probability given", "observed frequency")
+    _unit_square(axes, "mean predicted probability", "observed frequency")
     axes.set_title(title)
     axes.legend(loc="upper left")
 
 
-@drawn("decision", "Decision curve: net benefit of the model, of acting on all and on none")
+@drawn("decision", "Decision curve: net benefit of the model, of acting on all images, and on none")
 def decision(plot: Plot, curve: Curve, threshold: float | None) -> None:
     """Net benefit over threshold probability, beside acting on all and on none."""
     axes = plot.axes
@@ -209,7 +209,7 @@ def log_odds(
             elinewidth=0.9, label=label,
         )  # fmt: skip
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set(xlabel=f"log-odds of {short(names[1])}", ylabel="images, in order of log-odds")
+    axes.set(xlabel=f"log-odds of {short(names[1])}", ylabel="images, sorted by log-odds")
     axes.set_title("Log-odds with 2 Monte-Carlo standard errors")
     axes.legend(loc="upper left")
 
@@ -229,7 +229,7 @@ def class_values(plot: Plot, own: NDArray, other: NDArray, label: str, name: str
     axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set(xlabel=f"{label}: true class minus the best other", ylabel="number of images")
-    axes.set_title("How much better the true class fits")
+    axes.set_title("Fit of the true class compared with the best other")
     axes.legend(loc="upper right")
 
 
@@ -301,8 +301,8 @@ def level_auc(plot: Plot, log_snr: NDArray, auc: NDArray, low: NDArray, high: ND
         (mark,) = axes.plot(x, y, "o", color=MODEL, markersize=5)
         plot.tip(mark, f"log-SNR {x:.2f}: AUC {y:.3f}")
     axes.axhline(0.5, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="chance")
-    axes.set(xlabel="log signal-to-noise ratio (noisy to clean)", ylabel="AUC of this noise level alone")
-    axes.set_title("Each noise level alone")
+    axes.set(xlabel="log signal-to-noise ratio (noisy to clean)", ylabel="AUC of this level alone")
+    axes.set_title("Single noise levels")
     axes.legend(loc="best")
 
 
@@ -321,7 +321,7 @@ def level_weights(plot: Plot, log_snr: NDArray, weights: NDArray, name: str) -> 
     axes.set_title("Weights fitted on validation")
 
 
-@drawn("coverage", "Share of wrong answers over share of images answered")
+@drawn("coverage", "Share of wrong answers against share of images answered")
 def coverage(plot: Plot, curve: Curve, decided: tuple[float, float] | None) -> None:
     """Wrong answers over images answered; ``decided`` is (coverage, risk) of the decided images."""
     axes = plot.axes
@@ -329,7 +329,7 @@ def coverage(plot: Plot, curve: Curve, decided: tuple[float, float] | None) -> N
         curve["coverage"], curve["risk"], color=MODEL, drawstyle="steps-post", label="most confident first"
     )
     if decided is not None:
-        (mark,) = axes.plot(*decided, "o", color=POSITIVE, markersize=8, label="without the undecided")
+        (mark,) = axes.plot(*decided, "o", color=POSITIVE, markersize=8, label="decided images only")
         plot.tip(mark, f"coverage {decided[0]:.1%}, wrong {decided[1]:.1%}")
     axes.set(
         xlim=(0, 1.01), ylim=(0, None), xlabel="share of images answered", ylabel="share of answers wrong"

@@ -30,7 +30,7 @@ class Run:
     def __post_init__(self) -> None:
         if not (self.folder / "config.toml").is_file():
             raise ConfigError(
-                f"{self.folder} is no run directory: it has no config.toml.",
+                f"{self.folder} is not a run directory: it has no config.toml.",
                 "Give the folder that 'scorebayes train' wrote.",
             )
 
@@ -39,7 +39,7 @@ class Run:
         return self.folder.resolve().name
 
     def command(self, verb: str, rest: str = "") -> str:
-        """The command line that does what was not done."""
+        """The command line that does what is missing."""
         return f"scorebayes {verb} {self.command_name} {rest}".strip()
 
     @cached_property
@@ -48,7 +48,7 @@ class Run:
             return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{self.folder / 'config.toml'}: {error}.", "Restore it, or train again."
+                f"{self.folder / 'config.toml'}: {error}.", "Restore the file, or train again."
             ) from error
 
     @cached_property
@@ -77,12 +77,12 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """ConfigError where they were computed under another calibration than the one that is there now."""
+        """ConfigError if they were computed with another calibration than the current one."""
         found = self._json(f"metrics-{self.split}.json")
         path, under = self.folder / "calibration.json", found.get("calibration_sha256")
         if under and path.is_file() and sha256_of(path) != under:
             raise ConfigError(
-                f"{self.folder}: the calibration was fitted anew after metrics-{self.split}.json was written.",
+                f"{self.folder}: the calibration has changed since metrics-{self.split}.json was written.",
                 f"Run '{self.command('evaluate', f'--split {self.split}')}' again.",
             )
         return found
@@ -121,7 +121,7 @@ class Run:
 
     @cached_property
     def log(self) -> pd.DataFrame:
-        """``train.jsonl``; a half-written last line, as an interruption leaves it, is passed over."""
+        """``train.jsonl``. A half-written last line, left by an interruption, is skipped."""
         path = self.folder / "train.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         rows = []
@@ -138,6 +138,16 @@ class Run:
     def split_table(self) -> pd.DataFrame | None:
         path = self.folder / "split.parquet"
         return _parquet([path]) if path.is_file() else None
+
+    @cached_property
+    def pretrained(self) -> str:
+        """Which weights, trained on other images, the run builds on; in words, empty where there are none."""
+        about = self._json("features/about.json")
+        if not about:
+            return ""
+        by = about["learned_by"]
+        origin = f"{about['licence']}, SHA-256 {by['sha256'][:16]}"
+        return f"encoder {by['encoder']}, pretrained on {about['pretrained_on']} ({origin})"
 
     @cached_property
     def evidence(self) -> EvidenceTable | None:

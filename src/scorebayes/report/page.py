@@ -1,7 +1,7 @@
 """The evaluation report of a run: one HTML file that needs no network, its numbers as JSON, and a model card.
 
 It reads the files of the run directory and nothing else, so it can be made again anywhere, without torch.
-What a file would have shown and is not there is called "not done", with the command that does it.
+What a missing file would have shown is listed as "not done", with the command that makes it.
 """
 
 from __future__ import annotations
@@ -115,13 +115,13 @@ def _headline(run: Run) -> str:
     m = run.metrics
     if m.get("auc") is None:
         reason = m.get("auc_reason", "not computed")
-        return f"No AUC can be given for these {m.get('n', 0)} images: {reason}."
+        return f"There is no AUC for these {m.get('n', 0)} images: {reason}."
     images = {"test": "held-out test images", "val": "validation images"}.get(
         run.split, f"{run.split} images"
     )
     if len(run.classes) > 2:
         return (
-            f"The model tells {len(run.classes)} classes of {images} apart with a mean AUC of {m['auc']:.3f}."
+            f"The model separates {len(run.classes)} classes of {images} with a mean AUC of {m['auc']:.3f}."
         )
     return (
         f"Of two {images}, one “{run.positive_name}” and one “{run.negative_name}”, the model gives the first "
@@ -143,19 +143,19 @@ def _decided_words(run: Run) -> str:
     text = f"{n} images{patients}; {m.get('prevalence') or 0:.0%} are {run.positive_name}. "
     at = run.at_threshold
     if at.get("accuracy") is not None:
-        text += f"{share(round(at['accuracy'] * n), n)} were named rightly {threshold_words(run)}"
+        text += f"{share(round(at['accuracy'] * n), n)} were classified correctly, {threshold_words(run)}"
         if at.get("majority_accuracy") is not None:
             text += f" (always naming the most frequent class: {at['majority_accuracy']:.1%})"
         text += ". "
     if at.get("sensitivity") is not None and at.get("specificity") is not None:
         text += (
             f"{at['sensitivity']:.0%} of the {run.positive_name} images were found (sensitivity), "
-            f"{at['specificity']:.0%} of the others were cleared (specificity)."
+            f"{at['specificity']:.0%} of the others were correctly ruled out (specificity)."
         )
     return text
 
 
-_RULES = {"youden": "Youden's index", "accuracy": "the number of hits"}
+_RULES = {"youden": "Youden's index", "accuracy": "the number of correct answers"}
 
 
 def _sure_words(run: Run) -> str:
@@ -169,7 +169,7 @@ def _sure_words(run: Run) -> str:
     text += _calibration_words(m)
     if run.cases is not None and len(run.cases):
         undecided = int((~run.cases.decided).sum())
-        text += f"{share(undecided, len(run.cases))} answers are undecided within their computing error. "
+        text += f"{share(undecided, len(run.cases))} answers are undecided within their Monte-Carlo error. "
     if leak_words(run):
         text += f"Caution: {leak_words(run)}"
     return text
@@ -183,13 +183,13 @@ def _calibration_words(m: Mapping[str, Any]) -> str:
     faults = [
         fault
         for fault, found in (
-            ("too extreme", slope[1] < 1), ("too timid", slope[0] > 1),
+            ("too extreme", slope[1] < 1), ("not extreme enough", slope[0] > 1),
             ("too low on average", intercept[0] > 0), ("too high on average", intercept[1] < 0),
         )
         if found
     ]  # fmt: skip
     text = "The probabilities are " + (
-        " and ".join(faults) or "well calibrated, as far as these images can tell"
+        " and ".join(faults) or "well calibrated, as far as these images can show"
     )
     return f"{text} (calibration slope {estimate(m, 'calibration_slope', 2)}). "
 
@@ -200,7 +200,7 @@ def _compared_words(run: Run) -> str:
     if m.get("majority_accuracy") is not None and m.get("accuracy") is not None:
         text += (
             f"Always naming the most frequent class would be right {m['majority_accuracy']:.1%} of the time; "
-            f"the model is right {m['accuracy']:.1%}. "
+            f"the model is right {m['accuracy']:.1%} of the time. "
         )
     baselines: Mapping[str, Any] = m.get("baselines") or {}
     for name, values in baselines.items():
@@ -210,7 +210,7 @@ def _compared_words(run: Run) -> str:
         p = values.get("auc_difference_p")
         if values.get("auc_difference") is not None and p is not None:
             word = "higher" if values["auc_difference"] > 0 else "lower"
-            sure = "" if p < 0.05 else ", which chance may explain"
+            sure = "" if p < 0.05 else ", which may be chance"
             text += f"; the model is {abs(values['auc_difference']):.3f} {word} (p = {p_value(p)}{sure})"
         text += ". "
     return text + ("" if baselines else "No other model was trained for comparison.")
@@ -231,7 +231,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         tiles.append((name, "–" if m.get(key) is None else f"{m[key]:.{digits}f}", detail))
     if m.get("nfe_per_image") is not None:
         time = m.get("seconds_per_image")
-        detail = "" if time is None else f"{seconds(time)} an image"
+        detail = "" if time is None else f"{seconds(time)} per image"
         tiles.append(("Network evaluations", f"{m['nfe_per_image']:.0f}", detail))
     return tiles
 
@@ -244,7 +244,7 @@ def _headline_figure(run: Run) -> Panel | None:
     for name, values in (m.get("baselines") or {}).items():
         rows.append(Row(name, values.get("auc"), *interval(values, "auc"), note="no AUC"))
     caption = (
-        "AUC with 95 % interval: the bar is where the true value probably lies. The dashed line, 0.5, is "
+        "AUC with 95 % interval: the true value probably lies within the bar. The dashed line at 0.5 is "
         "guessing. Overlapping bars do not mean that two models are equal: see the paired comparison."
     )
     return Panel(figures.forest(rows, "headline", "AUC", 0.5), caption)

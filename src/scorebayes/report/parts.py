@@ -1,4 +1,4 @@
-"""What a section of the report is made of: words, tables, figures and pictures, and numbers as they are printed."""
+"""The parts of a report section: text, tables, figures and pictures, and how numbers are printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from scorebayes.report.files import Run
 
-_RULES = {"youden": "Youden's index", "accuracy": "the number of hits"}
+_RULES = {"youden": "Youden's index", "accuracy": "the number of correct answers"}
 
 
 class Panel(NamedTuple):
@@ -124,7 +124,7 @@ def threshold_words(run: Run) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value as it is printed."""
+    """A p-value, formatted."""
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
@@ -150,5 +150,5 @@ def texts(column: pd.Series) -> pd.Series:
 
 def not_evaluated(run: Run, key: str, title: str) -> Section:
     """The section where the images were not evaluated, with the command that does it."""
-    missing, command = "the images were not evaluated", run.command("evaluate", f"--split {run.split}")
+    missing, command = "the images have not been evaluated", run.command("evaluate", f"--split {run.split}")
     return Section(key, title, missing=missing, command=command)

@@ -35,10 +35,10 @@ class DataConfig:
 
     source: KIND[:PATH], see ``scorebayes train --help``. options: of that kind, for example a label convention.
     fractions: train, validation, test.
-    per_class: training patients per class (images where there are no patients), drawn with the run's seed; all by
-    default. imbalance: patients of the other class per patient of the positive one, which is made the rare one; with
-    ``per_class`` the total stays what it is at 1:1. label_noise: share of the training patients that get a wrong label.
-    reduce_val: the same for the validation split, scaled down to what it has; by default it is kept as it is. The test
+    per_class: training patients per class (images if there are no patients), drawn with the run's seed; by default
+    all. imbalance: patients of the other class per patient of the positive class, which becomes the rare one; with
+    ``per_class`` the total is the same as at 1:1. label_noise: share of the training patients that get a wrong label.
+    reduce_val: reduce the validation split in the same way, scaled to its size; by default it is unchanged. The test
     split never changes.
     """
 
@@ -61,9 +61,9 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """Which sources of evidence a run asks, in their order; each has its options in a section [evidence.NAME].
+    """Which sources of evidence a run uses, in this order. Each has its options in a section [evidence.NAME].
 
-    sources: names in ``scorebayes.evidence.registry``. Estimators in nats ask those alone that can give nats.
+    sources: names in ``scorebayes.evidence.registry``. Estimators in nats use only the sources that can give nats.
     """
 
     sources: tuple[str, ...] = ("pixels", "wavelets")
@@ -77,7 +77,7 @@ class EvidenceConfig:
                 )
         if not self.sources or len(set(self.sources)) < len(self.sources):
             raise ConfigError(
-                f"[evidence] sources = {list(self.sources)}: expected one or more, each of them once."
+                f"[evidence] sources = {list(self.sources)}: expected one or more names, without repeats."
             )
 
 
@@ -137,7 +137,7 @@ _FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
 
 @dataclass(frozen=True)
 class Config:
-    """The resolved configuration of a run: every section a plain table, checked against its constructor."""
+    """The resolved configuration of a run. Every section is a plain table, checked against its constructor."""
 
     seed: int
     sections: dict[str, dict[str, Any]]
@@ -213,7 +213,11 @@ def resolve(
     for layer in (defaults or {}, PRESETS[preset] if preset else {}, *layers):
         for key, value in layer.items():
             if key not in ("seed", *_SECTIONS):
-                remedy = 'Say [evidence] sources = ["pixels"] to leave them out.' if key == "wavelets" else ""
+                remedy = (
+                    'To leave the wavelets out, set [evidence] sources = ["pixels"].'
+                    if key == "wavelets"
+                    else ""
+                )
                 raise ConfigError(
                     f"unknown section or key {key!r} in the configuration{_nearest(key, _SECTIONS)}.", remedy
                 )
@@ -258,9 +262,8 @@ def _resolved_evidence(table: Mapping[str, Any]) -> dict[str, Any]:
         "evidence", {key: of for key, of in table.items() if key not in options}, EvidenceConfig
     )
     EvidenceConfig(**checked)
-    of_sources = {
-        name: _checked(f"evidence.{name}", options.get(name, {}), EVIDENCE[name]) for name in EVIDENCE
-    }
+    named = [name for name in EVIDENCE if name in options or name in checked["sources"]]
+    of_sources = {name: _checked(f"evidence.{name}", options.get(name, {}), EVIDENCE[name]) for name in named}
     return _plain_values(checked) | {name: _plain_values(of) for name, of in of_sources.items() if of}
 
 

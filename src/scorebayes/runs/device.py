@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available.get(name.partition(":")[0], False):
         there = ", ".join(kind for kind, found in available.items() if found)
-        raise ConfigError(f"device {name!r} is not there.", f"Available: {there}.")
+        raise ConfigError(f"device {name!r} is not available.", f"Available: {there}.")
     return torch.device(name)
 
 

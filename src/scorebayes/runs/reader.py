@@ -47,8 +47,8 @@ class Reader:
         stored = table.query("split == @split")
         if stored.empty:
             raise DataError(
-                f"{self.folder}: the split {split!r} has no image.",
-                f"It has {', '.join(sorted(table['split'].unique()))}.",
+                f"{self.folder}: the split {split!r} has no images.",
+                f"Choose from {', '.join(sorted(table['split'].unique()))}.",
             )
         wanted = dict(zip(stored["image_id"], stored["label"].tolist(), strict=True))
         records = [
@@ -60,35 +60,39 @@ class Reader:
         images, rejected = self.load(self.source, records, self._options())
         missing = wanted.keys() - set(images.keys)
         if missing:
-            reason = rejected[0].reason if rejected else "it is not in the data set any more"
+            reason = rejected[0].reason if rejected else "it is no longer in the data set"
             raise DataError(
-                f"{len(missing)} images of the split {split!r} cannot be read any more, first {min(missing)}: {reason}.",
+                f"{len(missing)} images of the split {split!r} can no longer be read, for example {min(missing)}: {reason}.",
                 "Restore the data, or train a new run.",
             )
         return images
 
     def labelled(self, data: str) -> ImageSet:
-        """The labelled images of another data set, KIND[:PATH], read with those of the run's options that its kind has, and
-        prepared as those of the run.
+        """The labelled images of another data set, KIND[:PATH], read with the run's options as far as that kind has them,
+        and prepared like the images of the run.
 
-        ConfigError where it has other classes, DataError where no labelled image can be used.
+        ConfigError if it has other classes, DataError if no labelled image can be used.
         """
         options = self._options(data.partition(":")[0])
         source = open_source(data, **options)
         if source.info.classes != self.info.classes:
             raise ConfigError(
-                f"{data}: the classes are {', '.join(source.info.classes)}; the run knows {', '.join(self.info.classes)}.",
-                "Name them as the run does.",
+                f"{data}: the classes are {', '.join(source.info.classes)}, but the run was trained on "
+                f"{', '.join(self.info.classes)}.",
+                "Give the classes the names of the run.",
             )
         records = [record for record in source.records() if record.label is not None]
         images, rejected = self.load(source, records, options)
         if not len(images):
             reason = f" ({rejected[0].reason})" if rejected else ""
-            raise DataError(f"{data}: no labelled image can be used{reason}.", "See: scorebayes data check.")
+            raise DataError(
+                f"{data}: there is no usable labelled image{reason}.",
+                "See the reasons: scorebayes data check.",
+            )
         return images
 
     def file(self, path: Path) -> tuple[NDArray, str]:
-        """A further file, prepared [C, S, S], and what is unusual about it, if anything. DataError where it cannot be read
+        """Another file, prepared [C, S, S], and what is unusual about it, if anything. DataError if it cannot be read
         or prepared."""
         picture = open_picture(path, self.info.file_bits, self.info.modalities)
         warning = _size_warning(path, picture.pixels, self.config.prepare.size)
@@ -107,7 +111,7 @@ class Reader:
             )  # fmt: skip
 
     def _options(self, kind: str = "") -> dict[str, Any]:
-        """The run's data options; those that a data set of another kind takes, too: the depth of its files."""
+        """The run's data options. For another kind of data set only those that it also has: the depth of its files."""
         own = self.config.data.options or {}
         if kind in ("", self.config.data.source.partition(":")[0]):
             return dict(own)
@@ -116,12 +120,12 @@ class Reader:
 
 
 def _size_warning(path: Path, image: NDArray, side: int) -> str:
-    """What to say of an image smaller than the model's; DataError if it is far too small."""
+    """The warning for an image smaller than the model's size. DataError if it is far too small."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if longest >= side:
         return ""
-    size = f"{width} x {height} pixels, the model works at {side}"
+    size = f"{width} x {height} pixels, but the model works at {side}"
     if longest < LEAST_SHARE * side:
-        raise DataError(f"{path} is too small: {size}.", "Give the original at full size.")
+        raise DataError(f"{path} is too small: {size}.", "Use the original at full size.")
     return f"small: {size}; it was enlarged"

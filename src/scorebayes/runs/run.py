@@ -1,4 +1,4 @@
-"""A run directory: the only thing that the stages exchange, and a trained classifier to whoever opens it.
+"""A run directory. The stages exchange data only through it, and whoever opens it gets a trained classifier.
 
     config.toml  environment.json  source.json  split.parquet  audit.json  train.jsonl  checkpoints/  wavelets.safetensors
     calibration.json  evidence-<split>.parquet/  predictions-<split>.csv  metrics-<split>.json  quarantine.csv  report.html
@@ -47,7 +47,7 @@ from scorebayes.storage.spreadsheet import csv_text
 from scorebayes.training.settings import TrainConfig
 
 FORMAT = 4
-"""Of the run directory. Raise it, and read the older ones in ``older``, when a file changes its meaning."""
+"""Format of the run directory. Raise it when a file changes its meaning, and read older formats in ``older``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Facts:
 
 
 class Run:
-    """A run directory with its configuration. Nothing heavy is read before it is asked for."""
+    """A run directory with its configuration. Large files are read only when needed."""
 
     def __init__(
         self, path: Path, config: Config, facts: Facts, device: torch.device, written: int = FORMAT
@@ -105,7 +105,7 @@ class Run:
         return (z.detach().cpu().float() * self.facts.std + self.facts.mean).clamp(0, 1).numpy()
 
     def evidence(self, x: Tensor, keys: Sequence[str], likelihood: Likelihood | None = None) -> EvidenceTable:
-        """What every source of evidence says of standardised images [N, C, S, S].
+        """The evidence of every source for standardised images [N, C, S, S].
 
         ``keys`` name the images' random draws: the same key and image give the same numbers, alone or in a batch.
         ``likelihood``: an estimator; by default the one of the configuration. Values in nats stand alone: then those sources
@@ -120,11 +120,11 @@ class Run:
         return EvidenceTable(tuple(keys), np.full(len(x), -1), blocks, seconds)
 
     def maker(self, likelihood: Likelihood) -> dict[str, str]:
-        """What ``evidence`` depends on beside the images: the fingerprints of the sources that are asked."""
+        """What ``evidence`` depends on besides the images: the fingerprints of the sources in use."""
         return {name: source.fingerprint(likelihood) for name, source in self.asked(likelihood).items()}
 
     def asked(self, likelihood: Likelihood) -> dict[str, Evidence]:
-        """The sources that are asked by an estimator."""
+        """The sources that an estimator uses."""
         if likelihood.kind == "class-score":
             return self.sources
         return {name: source for name, source in self.sources.items() if source.in_nats}
@@ -140,14 +140,14 @@ class Run:
                 found[name] = source
             elif name in fitted:
                 raise ConfigError(
-                    f"{self.path}: what was learned of {source.title} is missing, and the run is calibrated with it.",
-                    "Restore it, or finish the run again with 'scorebayes train --resume'.",
+                    f"{self.path}: the trained model of {source.title} is missing, but the calibration of the run needs it.",
+                    "Restore it, or train it again with 'scorebayes train --resume'.",
                 )
         return found
 
     @cached_property
     def configured(self) -> dict[str, Evidence]:
-        """The sources of evidence that the configuration names, whether they have learned or not."""
+        """The sources of evidence in the configuration, trained or not."""
         return {name: self.config.open_evidence(name, self) for name in self.config.sources}
 
     @property
@@ -160,7 +160,7 @@ class Run:
         return self.log_prior_of(self.config.prior)
 
     def log_prior_of(self, prior: PriorConfig) -> NDArray[np.float64]:
-        """log p(y) [Y] of any prior. ConfigError where it is none for the classes of this run."""
+        """log p(y) [Y] of any prior. ConfigError if it does not fit the classes of this run."""
         if prior.kind == "uniform":
             return uniform_log_prior(len(self.facts.classes))
         if prior.kind == "train":
@@ -170,7 +170,7 @@ class Run:
 
     @property
     def calibration_path(self) -> Path:
-        """Where the decision of the run's own estimator is."""
+        """The decision file of the run's configured estimator."""
         return self.path / "calibration.json"
 
     @property
@@ -196,8 +196,18 @@ class Run:
         return cast(Pixels, self.configured.get(Pixels.name) or Pixels(self))
 
     @property
+    def has_image_score(self) -> bool:
+        """Whether a score of the prepared images is learned at all."""
+        return Pixels.name in self.configured or self.config.train.label_free
+
+    @property
     def score(self) -> ScoreModel:
         """The trained score of the prepared images. ConfigError where there is none, or its weights are damaged."""
+        if not self.has_image_score:
+            raise ConfigError(
+                f"{self.path}: this run has no score of the pixels; its evidence comes from {', '.join(self.configured)}.",
+                "Train with 'pixels' in [evidence] sources for samples, counterfactuals and values in nats.",
+            )
         return self.image_score.score
 
     @property
@@ -254,7 +264,7 @@ class Run:
 
     @property
     def start(self) -> Run | None:
-        """The run whose weights training started from, on the CPU; None: from random weights. ConfigError if it is gone."""
+        """The run whose weights training started from, on the CPU; None: random weights. ConfigError if it is missing."""
         path = self.config.train.init
         return open_run(path, "cpu") if path else None
 
@@ -288,14 +298,14 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory: a second run in it is refused; the lock of a dead process is no lock."""
+        """Lock the directory: a second process in it is refused. The lock of a dead process does not count."""
         with (self.path / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConfigError(
                     f"{self.path}: another process is working in this run directory.",
-                    "Wait for it, or stop it.",
+                    "Wait until it is done, or stop it.",
                 ) from error
             yield
 
@@ -320,21 +330,24 @@ def create_run(run: Run) -> None:
 
 
 def open_run(path: str | Path, device: str = "auto") -> Run:
-    """Open a run directory. ConfigError says what is missing, and how to make it."""
+    """Open a run directory. ConfigError says what is missing and how to get it."""
     path = Path(path)
     for name in ("config.toml", "source.json"):
         if not (path / name).is_file():
             raise ConfigError(
-                f"{path}: no run directory ({name} is missing).", "Make one with 'scorebayes train'."
+                f"{path}: not a run directory ({name} is missing).", "Make one with 'scorebayes train'."
             )
     stored = json.loads((path / "source.json").read_text())
     written = stored.pop("format", 1)
     if written > FORMAT:
-        raise ConfigError(f"{path}: written by a newer version of scorebayes.", "Install that version.")
+        raise ConfigError(
+            f"{path}: this run was written by a newer version of scorebayes.", "Install that version."
+        )
     config = resolve(older.configuration(read_toml(path / "config.toml"), written), preset=None)
     if stored.pop("pipeline", config.prepare.fingerprint) != config.prepare.fingerprint:
         raise ConfigError(
-            f"{path}: [prepare] and this version of scorebayes would prepare images differently from those it learned.",
+            f"{path}: this version of scorebayes, with this [prepare] section, would prepare images differently from "
+            "the training images.",
             "Restore config.toml, use the version that trained the run, or train again.",
         )
     mean, std, counts = stored.pop("mean"), stored.pop("std"), stored.pop("train_counts")
@@ -344,7 +357,7 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
 
 
 def reconfigured(run: Run, config: Config) -> Run:
-    """The run under another configuration, which its ``config.toml`` holds from now on."""
+    """The run with another configuration, which is written to its ``config.toml``."""
     if run.format < FORMAT:  # the configuration names its sources now
         stored = json.loads((run.path / "source.json").read_text())
         run.write_json("source.json", {**stored, "format": FORMAT})
@@ -353,7 +366,7 @@ def reconfigured(run: Run, config: Config) -> Run:
 
 
 def require_prior(prior: PriorConfig, classes: Sequence[str]) -> None:
-    """ConfigError where the given prior is none for these classes."""
+    """ConfigError if the given prior does not fit these classes."""
     prob = prior.prob
     sound = len(prob) == len(classes) and abs(sum(prob) - 1) <= 1e-6 and min(prob) > 0
     if prior.kind == "given" and not sound:

@@ -36,7 +36,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     table = read_table(run, split, estimator)
     if (table.labels < 0).any():
         raise DataError(
-            f"the split {split!r} has images without a label.", "Use 'scorebayes predict' for them."
+            f"the split {split!r} has images without a label.", "Use 'scorebayes predict' for these images."
         )
     info, task = run.facts.info, task_of(run)
     decision = calibrate(run, estimator) if estimator else run.decision.under(run.log_prior, info.positive)
@@ -71,7 +71,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
 
 
 def _bits_per_dim(run: Run, table: EvidenceTable, images: ImageSet) -> dict[str, float]:
-    """Of the images under their own class, where an estimator in nats was asked."""
+    """Of the images under their own class, if the estimator gives nats."""
     if any(block.kind not in ("density", "lower-bound") for block in table.blocks.values()):
         return {}
     own = table.only.nats[np.arange(len(table)), table.labels]
@@ -80,7 +80,7 @@ def _bits_per_dim(run: Run, table: EvidenceTable, images: ImageSet) -> dict[str,
 
 
 def _shift(run: Run, images: ImageSet) -> dict[str, Any]:
-    """How far the images of each class can be told from the training images by their look (``measure_shift``)."""
+    """How different the images of each class look from the training images (``measure_shift``)."""
     train = run.images("train").labelled()
     return measure_shift(_sample(run, train), _sample(run, images), run.facts.classes, run.config.seed)
 
@@ -95,7 +95,7 @@ def _baselines(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of every baseline with predictions of the same images, and its paired comparison with the posterior.
 
-    Logistic regression is fitted where it is not there yet; the others by ``scorebayes baseline``.
+    Logistic regression is fitted if needed; ``scorebayes baseline`` fits the others.
     """
     fit_baseline(run, "logistic")
     predict_baseline(run, "logistic", split)

@@ -1,4 +1,4 @@
-"""Prediction: image files to a table of posteriors, with abstention in words where there is none."""
+"""Prediction: from image files to a table of posteriors, with a reason where the model abstains."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read_prior(text: str, run: Run) -> NDArray[np.float64]:
         prob = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(
-            f"prior {text!r}: expected 'train', 'uniform', or numbers.",
-            f"Such as 0.01 for the prevalence of {classes[positive]}.",
+            f"prior {text!r}: expected 'train', 'uniform' or numbers.",
+            f"For example, 0.01 is the prevalence of {classes[positive]}.",
         ) from error
     if len(prob) == 1 and len(classes) == 2:
         prob.insert(1 - positive, 1 - prob[0])
@@ -47,8 +47,8 @@ def read_prior(text: str, run: Run) -> NDArray[np.float64]:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are given; in place of a folder, the files below it that by their names may be images, if there are any.
-    DataError where a folder cannot be opened."""
+    """The given files. A folder is replaced by the files below it whose names look like images, if there are any.
+    DataError if a folder cannot be opened."""
     found = []
     for path in paths:
         below = list(filter(may_be_image, files_below(path))) if path.is_dir() else []
@@ -64,22 +64,22 @@ def predict_files(
     log_prior: NDArray | None = None,
     partners: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """One row per file, in the order given, those of a folder by name: class, posterior, log-odds with standard error, or
-    the reason for none.
+    """One row per file, in the given order, files of a folder by name: class, posterior, log-odds with standard error, or
+    the reason why there is none.
 
-    Random draws are keyed by the prepared pixels: the same image gets the same answer under any name, and whatever else
-    is in ``files``. ``log_prior`` [Y]: the prior where the files come from, if it is not the run's. Posteriors follow it;
+    Random draws are keyed by the prepared pixels: the same image gets the same answer under any name and with any other
+    ``files``. ``log_prior`` [Y]: the prior at the site of the files, if it is not the run's. Posteriors follow it;
     ``above_threshold`` does not change, since the frozen threshold moves with it. ``partners``: fitted baselines; columns
     ``prob_with_<partner>+<partner>_<class>`` then hold the mean log-posterior of all, which is not purely generative.
     Column ``status``:
 
     "ok"
-        there is a posterior; ``warning`` says what is unusual about the file, if anything.
+        there is a posterior; ``warning`` names anything unusual about the file.
     "quarantined: ..."
         the file cannot be read or prepared.
     "abstained: ..."
         the estimator failed on this image, or the image is unlike the training data (see
-        ``scorebayes.decision.typicality``); with ``force`` the posterior of unlike images is given all the same.
+        ``scorebayes.decision.typicality``); with ``force`` atypical images get a posterior anyway.
     """
     files, task = image_files(files), task_of(run)
     beside = [open_baseline(run, name) for name in partners]

@@ -1,9 +1,9 @@
-"""Recalibration: a trained run for another place, by some labelled images from there.
+"""Recalibration: adapt a trained run to another site with some labelled images from there.
 
-Calibration and threshold hold for images like those they were fitted on. Where a set lies elsewhere
-(``scorebayes.decision.shift``), the order of its images may still be good, and what has to change are few numbers: how much
-the evidence weighs, the balance of the classes, the prior, and the threshold. They are fitted on labelled images of the
-place. The network, the shares of the noise levels and of the wavelets, and what is typical stay as they are."""
+Calibration and threshold hold for images like those they were fitted on. After a shift (``scorebayes.decision.shift``) the
+ranking of the images may still be good, and only a few numbers have to change: the weight of the evidence, the balance of
+the classes, the prior, and the threshold. They are fitted on labelled images from the new site. The network, the shares of
+the noise levels and of the wavelets, and the typicality judge do not change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEFT_OUT = (
     "cache", "baselines", "loglik-*", "evidence-*", "evidence.npz", "explained", "samples.*", "predictions-*",
     "metrics-*", "calibration*", "report*", "model-card.md", "thumbnails.npz", "state-*", "lock",
 )  # fmt: skip
-"""Files of a run that are not taken along: they are of the other place, or can be made again."""
+"""Files of a run that are not copied: they belong to the old site, or can be made again."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Recalibrated:
 
 
 def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None) -> Recalibrated:
-    """Write a run directory with the weights of another one, and its decision fitted anew on labelled images.
+    """Write a run directory with the weights of another run and a decision refitted on labelled images.
 
     Parameters
     ----------
-    data: KIND[:PATH] with the classes of the run; 50 images do much, 100 are better.
-    out: the new directory. log_prior: [Y], of the place; by default the class shares of these images.
+    data: KIND[:PATH] with the classes of the run; 50 images help a lot, 100 are better.
+    out: the new directory. log_prior: [Y], at the new site; by default the class shares of these images.
 
-    Raises ConfigError where the directory is there already or the classes are others, DataError where a class has fewer
-    than five patients.
+    Raises ConfigError if the directory already exists or the classes differ, DataError if a class has fewer than five
+    patients.
     """
     if out.exists():
-        raise ConfigError(f"{out}: is there already.", "Name a new directory.")
+        raise ConfigError(f"{out}: the directory already exists.", "Choose a new directory.")
     begun = out.with_name(f"{out.name}.partial")
     shutil.rmtree(begun, ignore_errors=True)
     shutil.copytree(run.path, begun, ignore=shutil.ignore_patterns(*LEFT_OUT))
@@ -79,8 +79,8 @@ def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> 
         n = len(set(patients[images.labels == y]))
         if n < LEAST_PATIENTS:
             raise DataError(
-                f"{data}: {n} patients (or images, where no patient is named) of class {name!r}.",
-                f"At least {LEAST_PATIENTS} of every class are needed.",
+                f"{data}: only {n} patients (or images, where no patient is named) of class {name!r}.",
+                f"Give at least {LEAST_PATIENTS} of every class.",
             )
     with progress_bar("score", len(images)) as advance:
         table = score_images(run, images, run.likelihood, advance)
@@ -110,5 +110,5 @@ def _fit(run: Run, table: EvidenceTable) -> Calibration:
     """The run's calibration, scaled and shifted for the images of a table."""
     evidence = run.calibration.logits(table)
     none = np.zeros(evidence.shape[1])  # what the evidence contains of a prior
-    found = fit_temperature(evidence, none, table.labels, run.config.seed)
+    found = fit_temperature(evidence, none, table.labels, table.patients, run.config.seed)
     return run.calibration.rescaled(found.weight, found.bias, found.log_loss, len(table))

@@ -1,4 +1,4 @@
-"""Pictures of a run: samples of every class beside the training image nearest to each (memorisation check)."""
+"""Pictures of a run: samples of every class, each with its nearest training image (memorisation check)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _grid(
             axes[2 * y + 1, 0].set_ylabel("nearest\nin training", fontsize=8)
     data = " (synthetic data)" if run.facts.info.synthetic else ""
     figure.suptitle(
-        f"Samples by class{data}; below each the nearest training image and its distance", fontsize=8
+        f"Samples by class{data}, with the nearest training image and its distance below each", fontsize=8
     )
     path = run.path / "samples.png"
     figure.savefig(path, dpi=130)

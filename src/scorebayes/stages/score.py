@@ -1,4 +1,4 @@
-"""Scoring: the evidence table of a split, shard by shard, so that it streams and resumes."""
+"""Scoring: writes the evidence table of a split, shard by shard, so that it streams and can be resumed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ IMAGES_AT_A_TIME = 16  # between two steps of the progress bar
 def score_split(run: Run, split: str, estimator: str = "") -> Path:
     """Write the evidence table of a split and return its path: ``evidence-<split>.parquet``.
 
-    A shard that is there already is kept, if it was made by the same sources and estimator; otherwise all is done anew.
-    ``estimator``: a kind other than the configured one, with its default options; its name then enters the file name.
+    An existing shard is kept if it was made by the same sources and estimator; otherwise everything is scored again.
+    ``estimator``: a kind other than the configured one, with its default options; the file name then contains its name.
     """
     images = run.images(split)
     likelihood = make_likelihood(run, estimator)
@@ -77,7 +77,7 @@ def make_likelihood(run: Run, estimator: str = "") -> Likelihood:
 
 
 def suffix(estimator: str) -> str:
-    """What the files of an estimator other than the configured one have in their names."""
+    """The part of a file name that names an estimator other than the configured one."""
     return f".{estimator}" if estimator else ""
 
 
@@ -89,28 +89,28 @@ def table_path(run: Run, split: str, estimator: str = "") -> Path:
 
 
 def read_table(run: Run, split: str, estimator: str = "") -> EvidenceTable:
-    """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is not finished, or was made by
-    other weights, sources or another estimator than the run has now."""
+    """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is incomplete, or was made with
+    other weights, sources or another estimator than the current ones of the run."""
     folder = table_path(run, split, estimator)
     table = EvidenceTable.read(folder)
     option = f" --estimator {estimator}" if estimator else ""
     command = f"scorebayes score {run.path} --split {split}{option}"
     if not _made_by(folder, run, make_likelihood(run, estimator)):
         raise ConfigError(
-            f"{folder}: scored by other weights, sources or another estimator than the run has now.",
+            f"{folder}: scored with other weights, sources or another estimator than the current ones of the run.",
             f"Score it again with '{command}'.",
         )
     expected = int((run.split["split"] == split).sum())
     if len(table) != expected:
         raise ConfigError(
-            f"{run.path}: {len(table)} of {expected} images of the split {split!r} are scored.",
-            f"Finish with '{command}'.",
+            f"{run.path}: only {len(table)} of {expected} images of the split {split!r} are scored.",
+            f"Finish it with '{command}'.",
         )
     return table
 
 
 def _begun(run: Run, split: str, estimator: str, likelihood: Likelihood) -> Path:
-    """The folder of a table; shards in it that were made by other weights, sources or another estimator are gone."""
+    """The folder of a table, without shards made by other weights, sources or another estimator."""
     folder = table_path(run, split, estimator)
     if folder.exists():
         if _made_by(folder, run, likelihood):

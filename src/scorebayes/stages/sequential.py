@@ -1,13 +1,13 @@
-"""Sequential decisions: network evaluations where the answer is still open, none where it is clear.
+"""Sequential decisions: spend network evaluations only while the answer is still open.
 
 The class score is looked at pass by pass (one draw per noise level, the draws that ``Denoising`` makes). After each pass
 every class that is left is compared with the leading one; where their calibrated log-odds differ by more than chance
 allows, the class is dropped. The image is decided when one class is left, or the budget is spent.
 
 The rule. The difference of two classes, with a standard error of nu degrees of freedom, is decided if it is beyond
-Student's t at the two-sided level ``target_error / ((budget - 1) (Y - 1))``: Bonferroni over looks (the last pass is
-none, as nothing is saved there) and rivals. The probability that an image is decided for another class than endless
-draws would say is then at most ``target_error``, as far as the sum over the noise levels is normal. The variance
+Student's t at the two-sided level ``target_error / ((budget - 1) (Y - 1))``: Bonferroni over looks (the last pass does
+not count, because nothing can be saved there) and rivals. The probability that an image gets another class than with
+infinitely many draws is then at most ``target_error``, if the sum over the noise levels is normal. The variance
 pools the spread within the noise levels, nu is Welch and Satterthwaite's.
 
 A dropped class keeps its paired difference to the leading class, over the passes that both have seen. The result is
@@ -62,7 +62,7 @@ class Sequential:
     ----------
     calibration: of all sources, as fitted on validation. log_prior: [Y].
     sources: those whose passes are spent, in the calibration's order. budget: largest number of passes over their levels.
-    target_error: probability that an early decision is another than that of endless draws.
+    target_error: probability that an early decision differs from that of infinitely many draws.
     """
 
     calibration: Calibration
@@ -73,16 +73,21 @@ class Sequential:
 
     def __post_init__(self) -> None:
         if self.budget < 2:
-            raise ConfigError(f"budget = {self.budget}.", "Give at least 2 passes, or use a fixed number.")
+            raise ConfigError(
+                f"budget = {self.budget}: expected 2 or more.",
+                "Give at least 2 passes, or use a fixed number.",
+            )
         if not 0 < self.target_error < 1:
-            raise ConfigError(f"target_error = {self.target_error}.", "Give a probability between 0 and 1.")
+            raise ConfigError(
+                f"target_error = {self.target_error} is not a probability.", "Give a number between 0 and 1."
+            )
         for source in self.sources:
             fitted = self.calibration.weights.get(source.name, np.empty(0))
             kind = self.calibration.kinds.get(source.name)
             if (kind, len(fitted)) != (Denoising.kind, source.levels):
                 raise ConfigError(
                     f"the calibration was fitted on {len(fitted)} levels of {source.name} (kind {kind}), "
-                    f"the source has {source.levels} of kind {Denoising.kind}.",
+                    f"but the source has {source.levels} of kind {Denoising.kind}.",
                     "Calibrate with the same estimator.",
                 )
 
@@ -235,7 +240,7 @@ def decide_sequentially(
 ) -> SequentialResult:
     """``Sequential`` with the sources, calibration and prior of a run: x [N, C, S, S] standardised, one key per image.
 
-    Exact sources are asked first: what they know may already decide. Raises ConfigError for a run whose own estimator is not
+    Exact sources come first: they may already decide. Raises ConfigError for a run whose estimator is not
     "denoising".
     """
     if run.likelihood.kind != Denoising.kind:

@@ -67,6 +67,7 @@ def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: st
     known = {
         "prepare": run.config.sections["prepare"],
         "train": {"steps": run.config.train.steps},
+        "evidence": {"sources": list(run.config.sources)},
     }
     given = {"data": {"source": data, "options": data_options(layers) or None}}
     wanted = resolve(*layers, given, preset=preset, defaults=known)

@@ -1,8 +1,9 @@
-"""Where to look: the density of the noise levels, fitted on validation images.
+"""Tuning: the density of the noise levels, fitted on validation images.
 
-Training takes a density that suits many data sets. What suits this one follows from the validation table: a draw is worth
-most at the levels whose weighted value varies most from draw to draw, and by Neyman's rule (Cochran, Sampling Techniques,
-5.5) draws should fall there in proportion. The fitted density is used only if it lowers the cross-fitted log-loss.
+Training uses a density that suits many data sets. The validation table shows what suits this one: draws are most useful
+at the levels whose weighted value varies most from draw to draw, and by Neyman's rule (Cochran, Sampling Techniques,
+5.5) the number of draws should be proportional to that spread. The fitted density is used only if it lowers the
+cross-fitted log-loss.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ def neyman_density(block: Block, weights: NDArray[np.float64]) -> tuple[float, f
     levels, counts = np.unique(block.level, return_counts=True)
     if counts.min() < 2:
         raise ConfigError(
-            "the noise levels cannot be tuned: one draw a level shows no spread.",
+            "the noise levels cannot be tuned: with one draw per level there is no spread.",
             "Set [likelihood] repeats = 2 or more.",
         )
     centred = block.draws - block.draws.mean(axis=2, keepdims=True)
     spread = [np.sqrt(centred[block.level == level].var(axis=0, ddof=1).mean()) for level in levels]
     share = weights * np.array(spread)
     if not share.sum() > 0:
-        raise ConfigError("the noise levels cannot be tuned: none of them tells the classes apart.")
+        raise ConfigError("the noise levels cannot be tuned: none of them separates the classes.")
     # Every draw counts at its own noise level, so that the tails of the outer levels are felt.
     of_draws = (share / counts / share.sum())[np.searchsorted(levels, block.level)][:, None]
     weight = np.repeat(of_draws, block.log_snr.shape[1], 1)
@@ -65,21 +66,22 @@ def neyman_density(block: Block, weights: NDArray[np.float64]) -> tuple[float, f
 
 
 def tune(run: Run) -> Tuned:
-    """Fit the density of a run's noise levels on its validation split and, if it is better, use it from now on.
+    """Fit the density of a run's noise levels on its validation split, and keep it if it lowers the log-loss.
 
-    Then ``config.toml`` holds the fitted density, and table and calibration of the validation split are made anew; other
-    splits have to be scored again. ConfigError for an estimator that has no such density.
+    In that case ``config.toml`` gets the fitted density, and table and calibration of the validation split are redone; other
+    splits must be scored again. ConfigError for an estimator that has no such density.
     """
     own: Any = run.likelihood
     if own.kind != Denoising.kind:
         raise ConfigError(
-            f"{run.path}: only the class score has noise levels to tune.", "Set [likelihood] kind."
+            f"{run.path}: only the class score has noise levels to tune.",
+            'Set [likelihood] kind = "denoising".',
         )
-    val = run.images("val")
+    score, val = run.score, run.images("val")
     x = run.standardise(val.images)
 
     def table(likelihood: Denoising, seed: int) -> EvidenceTable:
-        return score_table(likelihood, run.score, x, val.keys, seed, val.labels).usable()
+        return score_table(likelihood, score, x, val.keys, seed, val.labels, val.patients).usable()
 
     score_split(run, "val")
     name = run.image_score.name

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors files under a SHA-256 manifest, written whole or not at all.
 
-``step-*.safetensors`` holds the averaged weights used for inference; ``state-*.safetensors`` what training needs to go on
+``step-*.safetensors`` holds the averaged weights used for inference, ``state-*.safetensors`` what is needed to resume
 (weights, average, optimiser). Pickled files are never read.
 """
 
@@ -45,7 +45,7 @@ class Checkpoints:
     def save(self, prefix: str, step: int, tensors: dict[str, Tensor], **meta: Any) -> None:
         """Write ``prefix``-``step``.safetensors, then enter it into the manifest.
 
-        ConfigError where the disk refuses; the checkpoints that were there stay.
+        ConfigError if the disk cannot be written; existing checkpoints stay.
         """
         path = self.folder / f"{prefix}-{step:07d}.safetensors"
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -58,7 +58,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{path}: the checkpoint cannot be written ({error}).",
-                "The one before is kept: make room, then go on with --resume.",
+                "The previous checkpoint is kept. Free some disk space, then continue with --resume.",
             ) from error
 
     def keep(self, prefix: str, wanted: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
@@ -76,7 +76,7 @@ class Checkpoints:
             raise ConfigError(f"{path}: the checkpoint is missing.", "Restore it, or train again.")
         if sha256_of(path) != entry["sha256"]:
             raise ConfigError(
-                f"{path}: the checkpoint is not the one that was written (its SHA-256 differs from manifest.json).",
+                f"{path}: the checkpoint has changed since it was written (its SHA-256 differs from manifest.json).",
                 "Restore it from a backup, or train again.",
             )
         try:
@@ -86,23 +86,25 @@ class Checkpoints:
             raise ConfigError(f"{path}: the checkpoint is damaged ({error}).", "Train again.") from error
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise ConfigError(f"{path}: {name} holds numbers that are not finite.", "Train again.")
+                raise ConfigError(f"{path}: {name} contains NaN or infinite values.", "Train again.")
         return tensors
 
     def newest_state(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """The newest state that can be read; a damaged one is passed over with a warning."""
+        """The newest readable state. Damaged ones are skipped with a warning."""
         for entry in sorted(self.entries("state"), key=lambda entry: -entry["step"]):
             try:
                 return entry, self.load(entry)
             except ConfigError as error:
-                warnings.warn(f"{error} Going on from the state before.", stacklevel=2)
+                warnings.warn(f"{error} Continuing from the previous state.", stacklevel=2)
         return None
 
     def best(self) -> dict[str, Any]:
-        """The entry of the weights with the lowest validation class log-loss (the latest, where there is none)."""
+        """The entry of the weights with the lowest validation class log-loss (the latest, if there is none)."""
         entries = self.entries("step")
         if not entries:
-            raise ConfigError(f"{self.folder}: no trained weights there.", "Run 'scorebayes train' first.")
+            raise ConfigError(
+                f"{self.folder}: there are no trained weights.", "Run 'scorebayes train' first."
+            )
         return min(entries, key=lambda entry: (entry["val_log_loss"], -entry["step"]))
 
     def _rewrite(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
@@ -111,7 +113,7 @@ class Checkpoints:
 
 
 def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What training needs to go on: tensors named ``<module>.<weight>`` and ``optimizer.<parameter>.<moment>``."""
+    """What is needed to resume training: tensors named ``<module>.<weight>`` and ``optimizer.<parameter>.<moment>``."""
     tensors = {
         f"{name}.{key}": of for name, module in modules.items() for key, of in module.state_dict().items()
     }

@@ -1,7 +1,7 @@
 """Training: one straight loop from examples to checkpoints.
 
-Every step draws all its random numbers from (seed, step), so that a resumed training continues to the same weights as an
-undisturbed one on the same machine with the same number of threads.
+Every step draws all its random numbers from (seed, step), so that a resumed training ends with the same weights as an
+uninterrupted one on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from scorebayes.training.validate import choose_finally, what_is_logged
 
 
 def fit(plan: Plan) -> None:
-    """Train a score, or go on where its newest checkpoint stands.
+    """Train a score, or resume from its newest checkpoint.
 
-    Writes checkpoints and ``train.jsonl``; the weights that count are those with the lowest cross-fitted class log-loss
-    on the validation images. Raises NumericalError if the loss is not finite again and again, and KeyboardInterrupt
-    after saving where SIGTERM asks to stop.
+    Writes checkpoints and ``train.jsonl``. The final weights are those with the lowest cross-fitted class log-loss on
+    the validation images. Raises NumericalError if the loss keeps being NaN or infinite, and KeyboardInterrupt, after
+    saving, on SIGTERM.
     """
     settings = plan.settings
     if not settings.label_free:
@@ -70,7 +70,7 @@ def fit(plan: Plan) -> None:
 
 
 def _step(plan: Plan, state: State) -> float:
-    """One optimiser step on one batch; returns the loss. Where memory does not suffice, the batch goes in parts."""
+    """One optimiser step on one batch; returns the loss. If memory is short, the batch is split."""
     settings = plan.settings
     seed = step_seed(plan.seed, state.step)
     generator = torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ def _step(plan: Plan, state: State) -> float:
 
 
 def _too_small(plan: Plan, state: State, side: int) -> ConfigError:
-    """What to say where not even one image fits into the memory."""
+    """The error if not even one image fits into the memory."""
     parameters = sum(p.numel() for p in state.denoiser.parameters())
     # Weights, gradient, two moments and the average, in float32.
     fixed = 5 * 4 * parameters / 1e9
@@ -115,8 +115,8 @@ def _too_small(plan: Plan, state: State, side: int) -> ConfigError:
         else ""
     )
     return ConfigError(
-        f"the memory{have} of {device} is too small: {parameters / 1e6:.1f} million weights take {fixed:.2f} GB, and one "
-        f"image of {side} x {side} pixels does not fit beside them.",
+        f"the memory{have} of {device} is too small: {parameters / 1e6:.1f} million weights take {fixed:.2f} GB, and not "
+        f"even one image of {side} x {side} pixels fits in the rest.",
         "Lower [prepare] size (--size) or [net] channels, or use another --device.",
     )
 

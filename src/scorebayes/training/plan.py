@@ -30,6 +30,11 @@ class Examples(Protocol):
         ...
 
     @property
+    def patients(self) -> tuple[str, ...]:
+        """Whose they are [N]; folds never divide a patient."""
+        ...
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """Class indices [N]; -1 where unknown."""
         ...
@@ -39,7 +44,7 @@ class Examples(Protocol):
         ...
 
     def middle(self, rows: NDArray[np.int64]) -> Tensor:
-        """The same examples as they are judged, without noise [B, C, H, W] float32."""
+        """The same examples for evaluation, without noise [B, C, H, W] float32."""
         ...
 
 
@@ -84,5 +89,6 @@ def require_classes(labels: NDArray[np.int64], classes: tuple[str, ...], what: s
     if counts.min() < 2:
         have = ", ".join(f"{name}: {count}" for name, count in zip(classes, counts, strict=True))
         raise DataError(
-            f"the {what} split needs at least two images of every class, it has {have}.", "Give more images."
+            f"the {what} split needs at least two images of every class, but it has {have}.",
+            "Give more images.",
         )

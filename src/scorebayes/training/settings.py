@@ -18,20 +18,20 @@ Size = Annotated[float, Field(gt=0)]
 class TrainConfig:
     """How the score is learned.
 
-    steps: optimiser steps; by default a run gets more where there are more than 1,000 images (``inputs.suggest``).
-    minutes: an optional cap; the learning rate then falls with whichever budget ends first.
+    steps: optimiser steps; by default a run with more than 1,000 images gets more (``inputs.suggest``).
+    minutes: an optional limit; the learning rate then follows whichever budget ends first.
     batch: images in a step. lr: peak learning rate, after ``warmup`` steps, falling to zero as a cosine.
     ema: decay of the averaged weights, which are the ones used. null_label: share of labels dropped; 1 trains without
-    any, on unlabelled images as well: no classifier, but a start for others (``init``).
+    labels, also on unlabelled images: not a classifier, but a starting point for other runs (``init``).
     log_snr_mean, log_snr_std: of the normal density from which noise levels are drawn, stratified over the batch.
-    uniform: share of the noise levels drawn evenly over the whole range of the forward process instead, so that what
-    integrates over that range (log-likelihoods in nats, sampling) meets no level that the network never saw.
-    flip: mirror left and right at random. augment: probability of the geometric augmentation, told to the network so
-    that it does not leak; rotate [degrees], zoom [standard deviation of log], shift [share of the side]: its ranges.
+    uniform: share of the noise levels drawn evenly over the whole range of the forward process, so that methods that
+    integrate over this range (log-likelihoods in nats, sampling) never use a level that the network has not seen.
+    flip: mirror left and right at random. augment: probability of the geometric augmentation; the network gets it as an
+    input, so it does not leak; rotate [degrees], zoom [standard deviation of log], shift [share of the side]: its ranges.
     cross_entropy: weight of a discriminative term, the cross-entropy of the classes' errors on the same noise; 0 keeps the
     model purely generative, above 0 it is a hybrid, which trains without null labels.
-    init: a run directory whose weights are the start: of the same network; the labels' embedding is taken over where the
-    same classes were learned there, and images are standardised as there.
+    init: a run directory whose weights training starts from. It must have the same network. The label embedding is kept
+    if that run has the same classes, and images are standardised as in that run.
     balance: draw classes equally often. clip: largest norm of the gradient. micro_batch: images at a time in one step
     (0 = all), for small memories. precision: of the network's arithmetic; "auto" takes bf16 where the processor has it.
     validate_every: steps between validations (0 = 10 times in all); val_images: how many images it looks at.
@@ -65,12 +65,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.label_free and self.cross_entropy:
             raise ConfigError(
-                f"[train] cross_entropy = {self.cross_entropy:g} with null_label = 1: without labels there are no classes "
-                "to compare.",
-                "Leave one of them out.",
+                f"[train] cross_entropy = {self.cross_entropy:g} needs labels, but null_label = 1 trains without them.",
+                "Leave one of the two out.",
             )
 
     @property
     def label_free(self) -> bool:
-        """Whether no label is ever looked at: a start for other runs, and no classifier."""
+        """Whether training uses no labels: a starting point for other runs, not a classifier."""
         return self.null_label == 1

@@ -25,7 +25,7 @@ MAX_ROLLBACKS = 3
 
 @dataclass
 class State:
-    """What changes during training; everything of it is in a state checkpoint."""
+    """What changes during training. A state checkpoint holds all of it."""
 
     denoiser: Denoiser
     average: AveragedModel
@@ -85,8 +85,8 @@ def restore(plan: Plan, state: State) -> State:
         unpack(tensors, state.modules, state.optimizer)
     except RuntimeError as error:  # torch's word for names and shapes that differ
         raise ConfigError(
-            f"{plan.checkpoints.folder / entry['file']}: not the weights and averaged weights of this network.",
-            "Delete the file and its entry in manifest.json to go on from the one before, or train again.",
+            f"{plan.checkpoints.folder / entry['file']}: the weights do not belong to this network.",
+            "To continue from the previous one, delete the file and its entry in manifest.json. Or train again.",
         ) from error
     state.step, state.seconds = entry["step"], entry["seconds"]
     state.rate_factor, state.rollbacks = entry["rate_factor"], entry["rollbacks"]
@@ -97,7 +97,7 @@ def roll_back(plan: Plan, state: State) -> State:
     """After a loss that is not finite: the last checkpoint (or the start) at half the rate."""
     if state.rollbacks >= MAX_ROLLBACKS:
         raise NumericalError(
-            f"the training loss is not finite at step {state.step}, after {MAX_ROLLBACKS} restarts at lower rates.",
+            f"the training loss is NaN or infinite at step {state.step}, after {MAX_ROLLBACKS} restarts at lower rates.",
             "Lower [train] lr, or look for broken images with 'scorebayes data check'.",
         )
     restored = restore(plan, new_state(plan))
@@ -114,9 +114,9 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def write_log(path: Path, **fields: Any) -> None:
-    """A lost line of the log is no reason to lose the training."""
+    """Append to the log. A failed write only warns and does not stop the training."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields) + "\n")
     except OSError as error:
-        warnings.warn(f"the training log cannot be written ({error}); training goes on.", stacklevel=2)
+        warnings.warn(f"the training log cannot be written ({error}); training continues.", stacklevel=2)

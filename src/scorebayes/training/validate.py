@@ -1,4 +1,4 @@
-"""How good the score is so far, on validation examples; and which checkpoint is kept in the end."""
+"""How good the score is on validation examples, and which checkpoint is kept at the end."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ FINAL_IMAGES = 300  # looked at, over all validations, for the last choice betwe
 def score_block(
     likelihood: Likelihood, score: Score, x: Tensor, keys: Sequence[str], seed: int
 ) -> tuple[Block, NDArray[np.float64]]:
-    """What an estimator says of standardised examples [N, C, H, W], whose random draws are named by ``keys``; with the
+    """The values of an estimator for standardised examples [N, C, H, W], whose random draws are named by ``keys``; with the
     seconds spent on each [N].
 
-    What claims to be nats is computed in float32, whatever the network was trained in.
+    Values in nats are computed in float32, whatever precision the network was trained in.
     """
     if len(keys) != len(x):
-        raise ConfigError(f"{len(x)} images but {len(keys)} keys.")
+        raise ConfigError(f"{len(x)} images, but {len(keys)} keys.")
     if likelihood.kind != "class-score":
         score = score.in_float32()
     start = time.perf_counter()
@@ -52,11 +52,12 @@ def score_table(
     keys: Sequence[str],
     seed: int,
     labels: NDArray[np.int64] | None = None,
+    patients: Sequence[str] = (),
 ) -> EvidenceTable:
-    """The same as a table of one source, "score". labels [N]: unknown by default."""
+    """The same as a table of one source, "score". labels [N]: unknown by default. patients [N]: by default one an image."""
     block, seconds = score_block(likelihood, score, x, keys, seed)
     labels = np.full(len(x), -1) if labels is None else labels
-    return EvidenceTable(tuple(keys), labels, {"score": block}, seconds)
+    return EvidenceTable(tuple(keys), labels, {"score": block}, seconds, tuple(patients))
 
 
 def validate(plan: Plan, denoiser: Denoiser, seed: int | None = None) -> tuple[float, float]:
@@ -65,10 +66,11 @@ def validate(plan: Plan, denoiser: Denoiser, seed: int | None = None) -> tuple[f
     ``seed``: of the random draws; the plan's own by default.
     """
     rows = validation_rows(plan.val.labels, len(plan.classes), plan.settings.val_images, plan.seed)
-    labels, keys = plan.val.labels[rows], [plan.val.keys[row] for row in rows]
+    labels = plan.val.labels[rows]
+    keys, patients = ([of[row] for row in rows] for of in (plan.val.keys, plan.val.patients))
     score = ScoreModel(denoiser.eval(), plan.noise)
     seed = plan.seed if seed is None else seed
-    table = score_table(plan.likelihood, score, plan.val.middle(rows), keys, seed, labels)
+    table = score_table(plan.likelihood, score, plan.val.middle(rows), keys, seed, labels, patients)
     log_prior = np.log(np.bincount(labels) / len(labels))
     calibration = fit_calibration(table, log_prior)
     prob = bayes(table, log_prior, calibration).prob
@@ -99,10 +101,10 @@ def what_is_logged(plan: Plan, denoiser: Denoiser) -> dict[str, float]:
 
 
 def choose_finally(plan: Plan, state: State) -> None:
-    """The best checkpoint against the last one, on fresh draws.
+    """Choose between the best checkpoint and the last one, on fresh draws.
 
-    The lowest of many noisy losses is low by luck too, the more so the fewer the validation images. Both finalists are
-    validated again with draws that chose neither, and the lower mean loss stays.
+    The lowest of many noisy losses is partly luck, all the more with few validation images. Both finalists are therefore
+    validated again with new draws, and the one with the lower mean loss stays.
     """
     best = plan.checkpoints.best()
     if best.get("final"):
@@ -124,10 +126,10 @@ def choose_finally(plan: Plan, state: State) -> None:
 
 
 def validation_rows(labels: NDArray[np.int64], n_classes: int, most: int, seed: int) -> NDArray[np.int64]:
-    """Rows of the validation examples that are looked at during training: ``most`` of them, every class by its share, at
+    """Rows of the validation examples that are used during training: ``most`` of them, every class by its share, at
     least 2.
 
-    They are drawn at random, the same for all models of a seed: the first ones would be those of one site.
+    They are drawn at random, the same for all models of a seed, because the first images may all be from one site.
     """
     rng, rows = np.random.default_rng(seed), []
     for y in range(n_classes):

@@ -1,4 +1,4 @@
-"""How results are written in Markdown: tables, their cells, and where a table comes from. Nothing is computed here."""
+"""Results as Markdown: tables, their cells, and where a table comes from. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def difference(lead: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def span(values: Sequence[int]) -> str:
-    """From the least to the largest."""
+    """From the smallest to the largest."""
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
 
 
 def origin(found: Mapping[str, Any], facts: Sequence[str]) -> str:
-    """What a result was measured on and with, when, and by which command; empty facts are left out."""
+    """What a result was measured on and with, when, and by which command. Empty facts are left out."""
     processor = found.get("environment", {}).get("processor")
     known = [
         *facts,
@@ -66,13 +66,13 @@ def origin(found: Mapping[str, Any], facts: Sequence[str]) -> str:
         f"written {found['written']}" if "written" in found else "",
     ]
     words = "; ".join(filter(None, known))
-    command = f" Made by `{found['command']}`." if "command" in found else ""
+    command = f" Command: `{found['command']}`." if "command" in found else ""
     return f"{words[:1].upper()}{words[1:]}.{command}"
 
 
 def not_run(command: str) -> str:
-    """What stands where a file is not there."""
-    return f"Not run. It is made by `{command}`."
+    """The text for a missing file."""
+    return f"Not run yet. Command: `{command}`."
 
 
 def embedded(figure: Path, page: Path) -> str:

@@ -1,6 +1,6 @@
 """The page of all benchmark results, from the JSON files alone: nothing is computed here.
 
-What a file does not hold is a dash; a file that is not there is named with the command that makes it.
+A missing value is shown as a dash. A missing file is listed with the command that makes it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scorebayes.benchmark.names import BENCHMARKS, OURS, REFERENCE, TITLES, WITH_REFERENCE, is_alone, title_of
+from scorebayes.benchmark.names import (
+    BENCHMARKS,
+    OURS,
+    PRETRAINED,
+    REFERENCE,
+    TITLES,
+    WITH_REFERENCE,
+    is_alone,
+    title_of,
+)
 from scorebayes.benchmark.shown.markdown import (
     ABSENT,
     difference,
@@ -50,48 +59,55 @@ EXPECTED_CURVES = [
 INTRODUCTION = """# Benchmarks
 
 Written by `scorebayes benchmark page --readme docs/results.md` from the files in `benchmarks/results/`.
-All choices were made on training and validation images. Cells are the mean over the seeds, ± the standard deviation over
-the seeds, and in brackets a 95 % interval (the mean of the seeds' intervals, by patient where a patient has several
-images). "ECE by chance" is the calibration error to expect of the same probabilities were they right: what chance alone
-gives. "Accuracy in hindsight" is the one at the threshold that is best for these very test images, which nobody may
-choose: what it is above the accuracy, the threshold costs and not the order of the images.
+All choices were made on training and validation images. Each cell gives the mean over the seeds, ± the standard deviation
+over the seeds, and a 95 % interval in brackets (the mean of the seeds' intervals, by patient if a patient has several
+images). "ECE by chance" is the calibration error to expect by chance alone, if the probabilities were right. "Accuracy in
+hindsight" uses the threshold that is best for these same test images. Nobody may choose it that way in practice; the gap to
+the accuracy shows how much is lost by the threshold and not by the ranking of the images.
 
-Ours: `scorebayes-generative`, the class score of the pixels with the default evaluations per class (20, antithetic and with
-one chosen noise for all images) and the Gaussian mixtures of the wavelet coefficients
-([decision 0018](decisions/0018-mixtures-of-wavelets.md));
-`scorebayes-pixels-alone` and `scorebayes-wavelets-alone`, its two parts, each calibrated by itself;
-`scorebayes-generative-64`, both parts, 64 evaluations. None has any discriminative term. A model with a date behind its name
-was kept as it had been measured. `scorebayes-with-resnet18` is the mean log-odds of the generative posterior (of 64
-evaluations; in the curves, of the default) and of the ResNet-18; `scorebayes-best`, the best of ours on validation, that
-with the two baselines that have the lowest log-loss on validation images; its control, `two-baselines`, that of the two
-alone. `-ensemble`: the mean log-posterior of the seeds."""
+Our models:
+
+- `scorebayes-generative`: the class score of the pixels, with the default evaluations per class (20, antithetic, one chosen
+  noise for all images), and the Gaussian mixtures of the wavelet coefficients
+  ([decision 0018](decisions/0018-mixtures-of-wavelets.md)).
+- `scorebayes-pixels-alone` and `scorebayes-wavelets-alone`: its two parts, each calibrated separately.
+- `scorebayes-generative-64`: both parts with 64 evaluations.
+- `scorebayes-with-resnet18`: the mean log-odds of the generative posterior and of the ResNet-18. The posterior uses 64
+  evaluations, or the default number in the curves.
+- `scorebayes-best`: the mean log-odds of the generative posterior and of the two baselines with the lowest validation
+  log-loss. It is our best model on validation images. `two-baselines` is its control: the two baselines without our model.
+- `-ensemble`: the mean log-posterior of the seeds.
+
+The first three lines have no discriminative term. A date after the name of a model means that it was measured earlier and
+not repeated."""
 
 CURVES_INTRODUCTION = """## Few, rare and mislabelled training images
 
-Every point is trained anew for every seed, which draws the training subset as well; the test split is always whole.
+Every point is trained again for every seed. The seed also draws the training subset. The test split is always complete.
 
-- *Per class*: so many training patients of each class (images, where the data set names no patients); smaller sets are
-  parts of larger ones. "All" is the training split as it is.
-- *Imbalance*: the positive class is made the rare one. The number of training patients is the same at every ratio, namely
-  the largest that all the ratios allow.
-- *Wrong labels*: so many training patients of each class get another label. The test labels stay as they are.
-- *Validation*: "whole" is the official validation split with its true labels, for all models alike. It is larger than the
-  training set where that has only a few images per class, and our calibration as well as the baselines' tuning learn
-  from it: such a point says what few *training* images cost, not few labels. `--reduce-val` gives the validation split
-  the class counts of the training set, scaled down to what it has, and the same share of wrong labels.
-- *Prior*: the class shares of the whole training split, for all models, as if the prevalence were known.
-- *Steps*: fewer with fewer images, by the rule stated with each curve; baseline networks get what costs as much.
-- *Label-free start*: unless it says "from scratch", our model has first seen all images of the training split, without
-  their labels, once for all points of a seed. The baselines cannot make use of such images. See
+- *Per class*: the number of training patients of each class (images, if the data set names no patients). Smaller sets are
+  subsets of larger ones. "All" is the complete training split.
+- *Imbalance*: the positive class is made rare. The number of training patients is the same at every ratio: the largest
+  number that all ratios allow.
+- *Wrong labels*: the share of the training patients of each class that get a wrong label. The test labels are unchanged.
+- *Validation*: "whole" is the complete official validation split with its true labels, the same for all models. With few
+  images per class it is larger than the training set, and both our calibration and the tuning of the baselines use it.
+  Such a point shows the effect of few *training* images, not of few labels. `--reduce-val` gives the validation split
+  the class counts of the training set, scaled to its size, and the same share of wrong labels.
+- *Prior*: the class shares of the complete training split, for all models, as if the prevalence were known.
+- *Steps*: fewer with fewer images, by the rule given with each curve. Baseline networks get the same training budget.
+- *Label-free start*: unless a curve says "from scratch", our model was first trained without labels on all images of the
+  training split, once for all points of a seed. The baselines cannot use such images. See
   [decision 0009](decisions/0009-a-label-free-start.md).
 
-Differences are AUC minus the rival's: mean over the seeds, and the 95 % interval of the bootstrap over test patients.
-It does not contain the chance of the training subset, which the standard deviation over the seeds shows."""
+Differences are our AUC minus that of the other model: the mean over the seeds, with the 95 % interval of the bootstrap over
+test patients. The interval does not include the chance of drawing the training subset; the standard deviation over the seeds
+shows it."""
 
 STUDIES_INTRODUCTION = """## Cost, maps, foreign images, corruptions, attacks
 
-Measured on one trained run each, but for the last. What was written before 2026-11-26 is of the pixels alone, before the
-wavelets, with independent noise."""
+Each study except the last was measured on one trained run. Results from before 2026-11-26 use only the pixels, without the
+wavelets, and independent noise."""
 
 
 def write_page(results: Path, figures: Path, out: Path) -> Path:
@@ -100,7 +116,11 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
     said = {name: read_posteriors(posteriors_path(results / f"{name}.json")) for name in BENCHMARKS}
     curves = [(name, vary, path.stem, _read(path)) for name, vary, path in _curves(results)]
     parts = [INTRODUCTION, *_side_by_side(benchmarks), *_leads_over_reference(curves)]
-    for name, title in BENCHMARKS.items():
+    benchmarks |= {name: found for name in PRETRAINED if (found := _read(results / f"{name}.json"))}
+    said |= {name: read_posteriors(posteriors_path(results / f"{name}.json")) for name in PRETRAINED}
+    for name, title in {
+        name: of for name, of in {**BENCHMARKS, **PRETRAINED}.items() if name in benchmarks
+    }.items():
         parts += [f"## {title}", *_benchmark(benchmarks[name], name, said[name])]
         drawn = [f for f in sorted(figures.glob(f"{name}-*.svg")) if _vary(f.stem, name) is None]
         parts += [embedded(figure, out) for figure in drawn]
@@ -119,7 +139,7 @@ def write_page(results: Path, figures: Path, out: Path) -> Path:
 
 
 def quote_glance(page: Path, readme: Path) -> Path:
-    """Bring the tables that another page quotes up to date: any whose first column has the name of one under "At a glance".
+    """Update the tables that another page quotes: any table whose first column is named like one under "At a glance".
 
     page: as written by ``write_page``. Returns ``readme``.
     """
@@ -138,7 +158,7 @@ def _first_column(table: str) -> str:
 
 
 def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[str]:
-    """What other pages quote: AUC and accuracy of the models."""
+    """The table that other pages quote: AUC and accuracy of the models."""
     tests = {
         name: {m: model["test"] for m, model in found["models"].items()}
         for name, found in benchmarks.items()
@@ -147,7 +167,7 @@ def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[s
     if not tests:
         return
     yield "## At a glance"
-    yield "Test AUC ± standard deviation over the seeds, and accuracy after the stroke:"
+    yield "Test AUC ± standard deviation over the seeds, then accuracy after the slash:"
     parts = [m for test in tests.values() for m in test if is_alone(m)]
     models = dict.fromkeys([OURS, *parts, *TITLES])
     titles = {m: title_of(m) for m in models if any(m in test for test in tests.values())}
@@ -173,7 +193,7 @@ def _leads_over_reference(curves: Iterable[tuple[str, str, str, dict[str, Any] |
                 leads.setdefault(_subset(vary, point), {})[column] = difference(lead)[0]
     if leads:
         columns = list(dict.fromkeys(column for row in leads.values() for column in row))
-        yield "Test AUC minus that of the ResNet-18, with 95 % interval, where training images are few, rare or mislabelled:"
+        yield "Test AUC minus that of the ResNet-18, with 95 % interval, for few, rare or mislabelled training images:"
         yield table(
             ["training images", *columns],
             [[row, *(cells.get(column, ABSENT) for column in columns)] for row, cells in leads.items()],
@@ -181,7 +201,7 @@ def _leads_over_reference(curves: Iterable[tuple[str, str, str, dict[str, Any] |
 
 
 def _subset(vary: str, point: Mapping[str, Any]) -> str:
-    """The training images of a point in a word or two."""
+    """A short name for the training images of a point."""
     if vary == "label-noise":
         return f"{100 * point['value']:.0f} % of the labels wrong"
     if vary == "imbalance":
@@ -232,21 +252,21 @@ def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[
         for rival, lead in rivals.items()
     ]
     if rows:
-        yield "Paired tests on the same test cases:"
+        yield "Paired tests on the same test images:"
         yield table(["model", "minus", "AUC difference", "p"], rows)
     else:
-        yield "Paired tests: none in the file."
+        yield "The file has no paired tests."
 
 
 def _near_copies(found: Mapping[str, Any] | None) -> str:
-    """How many test images are nearly a training image; nothing where it was not looked for."""
+    """How many test images are near copies of a training image; empty if this was not checked."""
     if found is None:
         return ""
-    return f"{span(found['images'])} test images correlate with a training image above {found['correlation']}"
+    return f"{span(found['images'])} test images have a correlation above {found['correlation']} with a training image"
 
 
 def _dated(name: str, model: Mapping[str, Any]) -> str:
-    """A model, with the day it was measured where that is not that of the file."""
+    """A model, with the date of its measurement if it differs from that of the file."""
     return f"{name} ({model['measured']['written']})" if "measured" in model else name
 
 
@@ -284,7 +304,7 @@ def _curve(found: dict[str, Any] | None, name: str, vary: str) -> Iterable[str]:
 
 
 def _curves(results: Path) -> list[tuple[str, str, Path]]:
-    """Benchmark, what is varied, and the file: those expected, and whatever else is there; no quick tries."""
+    """Benchmark, what is varied, and the file: the expected curves and any others, without quick trials."""
     found = {results / f"{name}-{vary}.json": (name, vary) for name, vary in EXPECTED_CURVES}
     for path in sorted(results.glob("*.json")):
         for name in BENCHMARKS:
@@ -300,7 +320,7 @@ def _study(found: dict[str, Any] | None, study: Study) -> Iterable[str]:
 
 
 def _drawn(found: dict[str, Any] | None, figure: Path, page: Path) -> list[str]:
-    """The figure of a file's content, where both are there."""
+    """The figure of a file's content, if both exist."""
     return [embedded(figure, page)] if found is not None and figure.exists() else []
 
 
@@ -324,7 +344,7 @@ def _vary(stem: str, name: str) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What a file holds; None where it is not there."""
+    """The content of a file; None if it does not exist."""
     if not path.exists():
         return None
     try:

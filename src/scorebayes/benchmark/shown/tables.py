@@ -1,4 +1,4 @@
-"""The tables of all studies but accuracy: what a trained run costs, shows, withstands and declines, from their JSON files.
+"""The tables of all studies except accuracy (cost, maps, foreign images, corruptions, attacks), from their JSON files.
 
 Every function takes the content of one file and yields paragraphs of Markdown. Nothing is computed here.
 """
@@ -29,12 +29,12 @@ def speed(found: Found) -> Iterable[str]:
     yield origin(found, [])
     for run in found["runs"]:
         yield (
-            f"{run['data']}, {run['size']} pixels: {run['speedup_vs_paper']:.0f} times fewer seconds, "
-            f"{run['speedup_vs_paper_cpu']:.0f} times less processor time; an image of a batch of 64 takes "
-            f"{run['ms_per_image']:.0f} ms. Ours: `{run['contestants']['default']['estimator']}`."
+            f"{run['data']}, {run['size']} pixels: {run['speedup_vs_paper']:.0f} times faster, with "
+            f"{run['speedup_vs_paper_cpu']:.0f} times less processor time. In a batch of 64, one image takes "
+            f"{run['ms_per_image']:.0f} ms. Our estimator: `{run['contestants']['default']['estimator']}`."
         )
         yield table(
-            ["computation", "test images", "seconds an image", "evaluations per class", "AUC"],
+            ["computation", "test images", "seconds per image", "evaluations per class", "AUC"],
             [
                 [
                     name,
@@ -50,7 +50,7 @@ def speed(found: Found) -> Iterable[str]:
 
 def evaluations(found: Found) -> Iterable[str]:
     """AUC against network evaluations."""
-    yield origin(found, [f"{found['test_images']} test images, for the flow {found['flow_images']}"])
+    yield origin(found, [f"{found['test_images']} test images ({found['flow_images']} for the flow)"])
     yield table(
         ["estimator", "evaluations per class", "AUC", "accuracy", "log loss (nats)", "ECE"],
         [
@@ -67,17 +67,17 @@ def evaluations(found: Found) -> Iterable[str]:
 
 
 def evidence(found: Found) -> Iterable[str]:
-    """Where the maps lie, and how soon the decision falls without the pixels that they name."""
+    """Where the maps lie, and how soon the decision changes when their strongest pixels are replaced."""
     yield origin(found, [])
     for run in found["runs"].values():
         yield f"{run['data']}, {run['images']} test images of {run['patients']} patients."
         if run["lesion"]:
             yield (
-                f"Share of a map in the known lesion, which takes {spread(run['lesion']['area'])} of the area and "
-                f"{spread(run['lesion']['brightness'])} of the brightness:"
+                f"Share of each map that lies in the known lesion. The lesion has {spread(run['lesion']['area'])} of the "
+                f"area and {spread(run['lesion']['brightness'])} of the brightness:"
             )
             shares = {
-                "share": "of its size", "share_positive": "of what speaks for the class",
+                "share": "of the whole map", "share_positive": "of the evidence for the class",
                 "smoothed_share_positive": "the same, smoothed",
             }  # fmt: skip
             yield table(
@@ -87,12 +87,12 @@ def evidence(found: Found) -> Iterable[str]:
                     for name, of in run["lesion"]["methods"].items()
                 ],
             )
-        yield "Area under the posterior as the pixels that speak most for the class are replaced, lower is better:"
+        yield "Area under the posterior as the strongest pixels for the class are replaced (lower is better):"
         methods = {name: None for by in run["deletion"].values() for of in by.values() for name in of}
         yield table(
             ["judged by", "replaced by", *methods],
             [
-                [judge, f"their {fill} values", *(spread(of.get(m, {}).get("area")) for m in methods)]
+                [judge, f"{fill} values", *(spread(of.get(m, {}).get("area")) for m in methods)]
                 for judge, by_fill in run["deletion"].items()
                 for fill, of in by_fill.items()
             ],
@@ -100,7 +100,7 @@ def evidence(found: Found) -> Iterable[str]:
 
 
 def foreign(found: Found) -> Iterable[str]:
-    """Which foreign images are declined, and which an ordinary likelihood would decline."""
+    """Which foreign images are declined, by typicality and by a plain likelihood."""
     own = found["in_distribution"]
     yield origin(found, [found["data"], f"{own['n']} test images"])
     rows = [
@@ -108,7 +108,7 @@ def foreign(found: Found) -> Iterable[str]:
         *([kind, of, number(of["auc"])] for kind, of in found["kinds"].items()),
     ]
     yield table(
-        ["images", "number", "declined", "by the noise levels alone", "by a low likelihood", "AUC against the test images"],
+        ["images", "number", "declined", "by noise levels alone", "by low likelihood", "AUC against the test images"],
         [
             [
                 kind,
@@ -135,7 +135,7 @@ def corruptions(found: Found) -> Iterable[str]:
     )
     metrics = {
         "mean_auc": "AUC", "auc_lost": "AUC lost", "mean_accuracy": "accuracy", "mean_log_loss": "log loss (nats)",
-        "mean_corruption_error": "error / that of the logistic regression",
+        "mean_corruption_error": "error relative to logistic regression",
     }  # fmt: skip
     yield table(
         ["model", *metrics.values()],
@@ -165,10 +165,10 @@ def attacks(found: Found) -> Iterable[str]:
 
 
 def site(found: Found) -> Iterable[str]:
-    """What labelled images of the place of use bring."""
+    """The gain from labelled images of the site of use."""
     numbers = list(dict.fromkeys(n for of in found["models"].values() for n in of))
     yield origin(
-        found, [f"{found['repeats']} draws of the patients for every seed; accuracy / ECE of the others"]
+        found, [f"{found['repeats']} draws of the patients per seed; accuracy / ECE on the other patients"]
     )
     yield table(
         ["calibrated on labelled test patients", *numbers],
@@ -184,15 +184,15 @@ def _accuracy_and_ece(found: Mapping[str, Any] | None) -> str:
 
 
 def site_of(name: str) -> Study:
-    """The study of labelled images of the place of use on a benchmark."""
-    title = f"{BENCHMARKS[name]}: labelled images of the place of use"
+    """The study of labelled images from the site of use, on a benchmark."""
+    title = f"{BENCHMARKS[name]}: labelled images from the site of use"
     return Study(f"{name}-site", title, f"site benchmarks/results/{name}.json", site)
 
 
 STUDIES = (
     Study("speed", "Seconds, against the paper's computation", "speed RUN", speed),
     Study("curves", "AUC against network evaluations", "curves RUN", evaluations, "auc-vs-evaluations"),
-    Study("evidence", "Maps of the pixels that decided", "evidence RUN...", evidence),
+    Study("evidence", "Maps of the decisive pixels", "evidence RUN...", evidence),
     Study("ood", "Foreign images", "ood RUN", foreign),
     Study("robustness", "Corruptions", "robustness RUN", corruptions, "robustness"),
     Study("adversarial", "Attacks", "adversarial RUN", attacks),

@@ -1,4 +1,4 @@
-"""A classifier from elsewhere beside the models of a benchmark: its predictions of the test images, compared in pairs."""
+"""Compares your own classifier with the models of a benchmark, by its predictions of the test images, in pairs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ THEIRS = "this classifier"
 
 
 def compare_predictions(results: Path, predictions: Path) -> dict[str, Any]:
-    """AUC of predictions from elsewhere, and that AUC minus the one of every model of a benchmark.
+    """AUC of your predictions, and the difference to the AUC of every model of a benchmark.
 
     Parameters
     ----------
-    results: the benchmark's JSON file; its posteriors lie beside it.
+    results: the benchmark's JSON file, with its posteriors next to it.
     predictions: table with ``image_id`` (of MedMNIST ``test-000000`` and so on, by row of the file) and
         ``prob_<positive class>``, as ``scorebayes predict`` writes them; any score that rises with the class will do.
 
@@ -34,8 +34,8 @@ def compare_predictions(results: Path, predictions: Path) -> dict[str, Any]:
     """
     if not (results.is_file() and posteriors_path(results).is_file()):
         raise DataError(
-            f"{results}: no results with {posteriors_path(results).name} beside them.",
-            "Run the benchmark, or name a file in benchmarks/results/ that has one.",
+            f"{results}: the results or their file {posteriors_path(results).name} next to them are missing.",
+            "Run the benchmark, or choose a file in benchmarks/results/ that has one.",
         )
     found = json.loads(results.read_text(encoding="utf-8"))
     column = f"prob_{found['positive']}"
@@ -44,7 +44,7 @@ def compare_predictions(results: Path, predictions: Path) -> dict[str, Any]:
         own = {plain(row["image_id"]): float(row[column]) for row in table.rows}
     except ValueError as error:
         raise DataError(
-            f"{predictions}: {column} holds what is no number ({error}).", "Mend the table."
+            f"{predictions}: {column} has a value that is not a number ({error}).", "Fix the table."
         ) from None
     said = read_posteriors(posteriors_path(results))
     answers: dict[str, list[Answers]] = {}
@@ -65,8 +65,8 @@ def _beside(
     absent = [image for image in rows.index if image not in own]
     if absent:
         raise DataError(
-            f"{predictions} lacks {len(absent)} of {len(rows)} test images, first {absent[0]}.",
-            "Predict all of the test split.",
+            f"{predictions} lacks {len(absent)} of {len(rows)} test images, for example {absent[0]}.",
+            "Predict the whole test split.",
         )
     score = {
         model: rows[f"prob_{positive}"].to_numpy(np.float64),

@@ -1,4 +1,4 @@
-"""An earlier result file of a benchmark, with the posteriors beside it: what is taken over from it, not measured anew."""
+"""An earlier result file of a benchmark with its posteriors: what is kept from it and not measured again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scorebayes.data.base import SourceInfo
 from scorebayes.errors import ConfigError, DataError
 
 ABOUT = ("test_images", "estimator", "nfe_per_class", "majority_accuracy")
-"""What the file tells of the test split and of our estimator."""
+"""What the file says about the test split and our estimator."""
 REMEDY = "Leave out --keep and --keep-ours."
 
 
@@ -31,13 +31,15 @@ class Earlier:
 
     @staticmethod
     def read(path: Path, budget: Mapping[str, Any]) -> Earlier:
-        """ConfigError where the file is not there, or of another budget or other seeds."""
+        """ConfigError if the file does not exist, or has another budget or other seeds."""
         if not path.exists():
-            raise ConfigError(f"{path}: no such file, so that nothing can be kept.", REMEDY)
+            raise ConfigError(f"{path}: the file does not exist, so nothing can be kept.", REMEDY)
         content = json.loads(path.read_text(encoding="utf-8"))
         for key, value in budget.items():
             if content[key] != value:
-                raise ConfigError(f"{path}: its {key} were {content[key]}, now they are {value}.", REMEDY)
+                raise ConfigError(
+                    f"{path}: its {key} are {content[key]}, but {value} is requested now.", REMEDY
+                )
         return Earlier(path, content, read_posteriors(posteriors_path(path)))
 
     @property
@@ -66,21 +68,21 @@ class Earlier:
         return [name for name in names if all((name, seed) in self.said for seed in seeds)]
 
     def own_answers(self, seed: int, info: SourceInfo) -> Answers:
-        """What ours said with a seed. ConfigError where its posteriors are not there."""
+        """Our answers of a seed. ConfigError if the posteriors are missing."""
         if (OURS, seed) not in self.said:
             file = posteriors_path(self.path)
-            raise ConfigError(f"{file}: lacks what ours said with seed {seed}.", "Leave out --keep-ours.")
+            raise ConfigError(f"{file}: our posteriors of seed {seed} are missing.", "Leave out --keep-ours.")
         rows = self.said[OURS, seed]
         labels = class_indices(rows["label"], info.classes)
         bare = Answers(labels, tuple(rows.index), tuple(rows["patient_id"]), {}, info.positive)
         return self.add(bare, self.answered(self.own, [seed]), seed, info.classes)
 
     def add(self, answers: Answers, names: Sequence[str], seed: int, classes: Sequence[str]) -> Answers:
-        """The answers with what these models said of the same images. DataError where they saw others."""
+        """The answers together with those of these models for the same images. DataError if they saw others."""
         prob = {}
         for name in names:
             rows = self.said[name, seed].reindex(list(answers.images))[[f"prob_{y}" for y in classes]]
             if rows.isna().any(axis=None):
-                raise DataError(f"the kept posteriors of {name} are of other test images.", REMEDY)
+                raise DataError(f"the kept posteriors of {name} belong to other test images.", REMEDY)
             prob[name] = rows.to_numpy(np.float64)
         return answers.with_models(prob)

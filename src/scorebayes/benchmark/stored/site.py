@@ -1,8 +1,8 @@
-"""What labelled images of the place of use bring: the calibration of stored posteriors, fitted anew on some test images.
+"""The gain from labelled images of the site of use: stored posteriors are recalibrated on some test images.
 
-A test split from elsewhere (``scorebayes.decision.shift``) shows a threshold that does not hold. Here a few of its images,
-drawn at random, calibrate a model as ``scorebayes recalibrate`` does, and the others judge it. Test labels take part: this
-is no result of a model, but says what one would gain."""
+On a shifted test split (``scorebayes.decision.shift``) the threshold may no longer hold. Here a few of its images, drawn at
+random, recalibrate a model like ``scorebayes recalibrate``, and the other images are evaluated. Test labels are used, so
+this is not a result of a model; it shows what recalibration would gain."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def measure_site(results: Path, models: Sequence[str], numbers: Sequence[int]) -
     for model in models:
         rows = [frame for (name, _), frame in said.items() if name == model]
         if not rows:
-            raise DataError(f"{posteriors_path(results)}: no posteriors of {model!r}.", "Run the benchmark.")
+            raise DataError(
+                f"{posteriors_path(results)}: there are no posteriors of {model!r}.", "Run the benchmark."
+            )
         values: dict[int, list[tuple[float, float]]] = {number: [] for number in (0, *numbers)}
         for frame in rows:
             for draw in range(REPEATS):
@@ -66,21 +68,29 @@ def _one_draw(
     """Number of patients -> accuracy and calibration error on the patients that no number takes."""
     labels = class_indices(frame["label"], classes)
     prob = frame[[f"prob_{name}" for name in classes]].to_numpy(np.float64)
+    whose = frame["patient_id"].to_numpy(str)
     patients = np.random.default_rng(seed).permutation(frame["patient_id"].unique())
     if len(patients) <= max(numbers):
-        raise DataError(f"{len(patients)} patients, of whom {max(numbers)} were to calibrate.", "Take fewer.")
+        raise DataError(
+            f"there are {len(patients)} patients, too few to calibrate on {max(numbers)}.",
+            "Use fewer for calibration.",
+        )
     judged = frame["patient_id"].isin(patients[max(numbers) :]).to_numpy()
     found = {0: _judge(labels[judged], prob[judged])}
     for number in numbers:
         taken = frame["patient_id"].isin(patients[:number]).to_numpy()
-        found[number] = _judge(labels[judged], _calibrated(prob, labels, taken)[judged])
+        found[number] = _judge(labels[judged], _calibrated(prob, labels, whose, taken)[judged])
     return found
 
 
-def _calibrated(prob: NDArray, labels: NDArray, taken: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _calibrated(
+    prob: NDArray, labels: NDArray, patients: NDArray, taken: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """Posteriors [N, Y] after a calibration fitted on the images that were taken, under their class shares."""
     logits = np.log(np.maximum(prob, np.finfo(np.float32).tiny))
-    found = fit_temperature(logits[taken], np.zeros(prob.shape[1]), labels[taken], seed=0)
+    found = fit_temperature(
+        logits[taken], np.zeros(prob.shape[1]), labels[taken], patients[taken].tolist(), seed=0
+    )
     shares = np.log(np.bincount(labels[taken], minlength=prob.shape[1]) / taken.sum())
     return softmax(found.weight * logits + found.bias + shares, axis=1)
 

@@ -29,7 +29,7 @@ def measure_adversarial(
     level that a step of an attack on our model averages over. ConfigError where ``peer`` cannot be differentiated.
     """
     if peer == "hog-svm":
-        raise ConfigError("'hog-svm' has no gradient.", "Attack another baseline, such as resnet18.")
+        raise ConfigError("'hog-svm' has no gradient.", "Choose another baseline, such as resnet18.")
     some = run.images("test").drawn(images, run.config.seed)
     targets: dict[str, Target] = {OURS: OurTarget(run, repeats), peer: PeerTarget(fit_baseline(run, peer))}
     levels = dict(zip(budgets, grey_levels(budgets, some.bits), strict=True))

@@ -63,8 +63,8 @@ class OurTarget:
     def __init__(self, run: Run, repeats: int = 1) -> None:
         if run.likelihood.kind != "class-score":
             raise ConfigError(
-                f"attacks go through the class score, the run decides by {run.likelihood!r}.",
-                "Use a run whose [likelihood] is of the kind 'denoising'.",
+                f"attacks need the class score, but the run decides by {run.likelihood!r}.",
+                "Use a run with kind = 'denoising' in [likelihood].",
             )
         self.run = run
         self.repeats = repeats

@@ -1,6 +1,6 @@
 """Estimators that take turns on the same images, so that a machine that slows down slows all of them.
 
-What was measured is kept in small parts in the run directory (``benchmark/``): a stopped benchmark goes on where it was.
+Results are kept in small parts in the run directory (``benchmark/``), so a stopped benchmark resumes where it left off.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def paper_at_best(run: Run, images: int) -> Contestant:
 def take_turns(
     run: Run, images: ImageSet, contestants: Sequence[Contestant], title: str = "measure"
 ) -> tuple[dict[str, EvidenceTable], dict[str, dict[str, float]]]:
-    """Tables, and seconds per image (wall and CPU), of every contestant; what is there already is kept."""
+    """Tables, and seconds per image (wall and CPU), of every contestant; existing parts are kept."""
     folders = {c.name: parts_folder(run, images, c) for c in contestants}
     scores = {c.name: score_for(run, c.likelihood.kind, c.log_snr_max) for c in contestants}
     # Warm up: libraries choose their kernels at the first call.
@@ -84,7 +84,7 @@ def take_turns(
                     "images": len(own),
                 }
                 write_atomically(path.with_suffix(".json"), json.dumps(spent))
-                table.with_labels(some.labels).write_part(path)
+                table.with_labels(some.labels, some.patients).write_part(path)
             advance(int(rows[-1]) + 1, "")
     return (
         {c.name: EvidenceTable.read(folders[c.name]) for c in contestants},
@@ -124,7 +124,7 @@ def score_for(run: Run, kind: str, log_snr_max: float | None = None) -> ScoreMod
 
 
 def at_its_word(table: EvidenceTable) -> Posterior:
-    """The posterior of log-likelihoods as they are, at a uniform prior: any calibration with one weight keeps its order."""
+    """The posterior of uncalibrated log-likelihoods at a uniform prior. A calibration with one weight keeps its ranking."""
     return bayes(table, uniform_log_prior(table.n_classes))
 
 

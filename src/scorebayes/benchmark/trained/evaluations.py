@@ -67,7 +67,7 @@ def measure_curves(run: Run, images: int, val_images: int, flow_images: int) -> 
     """
     own: Any = run.likelihood
     if own.kind != Denoising.kind:
-        raise ConfigError(f"{run.path}: the curves need a run whose own estimator is 'denoising'.")
+        raise ConfigError(f"{run.path}: the curves need a run with the estimator 'denoising'.")
     test = some_images(run.images("test"), images, run.config.seed)
     val = some_images(run.images("val"), val_images, run.config.seed)
     scored: dict[str, Denoising] = {
@@ -149,7 +149,7 @@ def _calibrated(run: Run, test: EvidenceTable, val: EvidenceTable, passes: int) 
 
 
 def _as_it_is(table: EvidenceTable, positive: int) -> _Point:
-    """Log-likelihoods at their word, at a uniform prior."""
+    """Log-likelihoods without calibration, at a uniform prior."""
     table = table.usable()
     return _Point(float(table.nfe.mean()), at_its_word(table).prob, table.labels, positive)
 

@@ -1,4 +1,4 @@
-"""Do evidence maps point at what decides? Measured against the saliencies of a network trained on the same images.
+"""Do evidence maps show the decisive pixels? Compared with saliency maps of a network trained on the same images.
 
 Lesion share: on the phantom, whose lesion is known, how much of a map lies in it, against the share of its area. Deletion
 (Petsiuk et al. 2018, arXiv 1806.07421): the pixels that speak most for a class are replaced, strongest first; the sooner
@@ -99,7 +99,7 @@ def lesion_shares(
     source = cast(Phantom, run.reader.source)
     if run.config.prepare.steps or run.config.prepare.size != source.size:
         raise ConfigError(
-            f"lesions are known in the phantom's own geometry, {source.size} pixels and no steps of preparation.",
+            f"lesions are known only in the original geometry of the phantom: {source.size} pixels, no preparation steps.",
             "Train a run without [prepare] size and steps.",
         )
     area, bright = [], []
@@ -145,7 +145,7 @@ def _share_within(size: Map, mask: NDArray[np.bool_]) -> float:
 def deletion_test(
     run: Run, baseline: Baseline, test: ImageSet, advance: Callable[[int], None]
 ) -> dict[str, Any]:
-    """How the probability of the predicted class falls as the pixels that speak most for it are replaced.
+    """How the probability of the predicted class falls as the strongest pixels for it are replaced.
 
     Per judge, replacement and order: the mean curve over ``DELETED``, the area under it (mean over the shares; lower is
     better) with its patient-bootstrap interval, and what it is better than random order by, paired. Maps are smoothed
@@ -214,7 +214,7 @@ def _blurred(x: Tensor) -> Tensor:
 
 
 def _mean_image(run: Run) -> NDArray[np.float32]:
-    """Mean over the classes of their mean training image, standardised [1, C, S, S]: what speaks for no class."""
+    """Mean over the classes of their mean training image, standardised [1, C, S, S]. It is evidence for no class."""
     train = run.images("train")
     of_class = [
         run.standardise(train.images[train.labels == y].mean(axis=0, keepdims=True)).numpy()
@@ -227,7 +227,7 @@ def _mean_image(run: Run) -> NDArray[np.float32]:
 
 
 def _maps(run: Run, baseline: Baseline, x: Tensor, key: str, target: int) -> dict[str, Map]:
-    """What speaks for class ``target`` in x [1, C, S, S], by each method: [S, S]."""
+    """The map for class ``target`` in x [1, C, S, S], by each method: [S, S]."""
     assert baseline.feature_layer is not None  # a convolutional network has one
     return {
         OURS: explain(run, x, key, target).total,

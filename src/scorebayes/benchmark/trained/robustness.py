@@ -1,6 +1,6 @@
 """How much do corrupted images cost? The model and the baselines of its run on the same corrupted test images.
 
-Nothing is fitted anew: weights, calibration, threshold and typicality are those of clean images, as they would be in use.
+Nothing is refitted: weights, calibration, threshold and typicality come from clean images, as in real use.
 """
 
 from __future__ import annotations
@@ -39,11 +39,14 @@ def measure_robustness(run: Run, images: int, severities: Sequence[int]) -> dict
     where a severity is unknown or a class is absent from the images.
     """
     if not severities or not set(severities) <= set(SEVERITIES):
-        raise ConfigError(f"severities {list(severities)}.", "Give some of 1, 2, 3, 4, 5, such as 1,3,5.")
+        raise ConfigError(
+            f"severities {list(severities)}: expected numbers from 1 to 5.",
+            "Give some of them, such as 1,3,5.",
+        )
     some = run.images("test").drawn(images, run.config.seed)
     positive = run.facts.info.positive
     if len(set(some.labels == positive)) < 2:
-        raise ConfigError(f"{len(some)} test images show one class only.", "Raise --images.")
+        raise ConfigError(f"the {len(some)} test images have only one class.", "Increase --images.")
     peers = {name: open_baseline(run, name) for name in BASELINES if _trained(run, name)}
     conditions = [(CLEAN, 0), *((name, severity) for name in CORRUPTIONS for severity in severities)]
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-"""The accuracy benchmarks: all models over seeds, summed up in one JSON file with the posteriors beside it.
+"""The accuracy benchmarks: all models over seeds, in one JSON file with the posteriors in a file next to it.
 
-What was measured before, elsewhere even, can be taken over from the result files (``earlier``).
+Earlier measurements, even from another machine, can be kept from the result files (``earlier``).
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 
 from scorebayes.baselines import BASELINES, open_baseline
 from scorebayes.baselines.network import Network
-from scorebayes.benchmark.names import MORE, OURS, WITHOUT_OURS, is_alone
+from scorebayes.benchmark.names import MORE, OURS, PRETRAINED, WITHOUT_OURS, is_alone
 from scorebayes.benchmark.stored.earlier import ABOUT, Earlier
 from scorebayes.benchmark.stored.posteriors import posteriors_path, write_posteriors
 from scorebayes.benchmark.training.copies import near_copies
 from scorebayes.benchmark.training.seeds import (
     BENCHMARKS,
-    MORE_LIKELIHOOD,
     Benchmark,
     Outcome,
     baselines_of_seed,
@@ -85,10 +84,10 @@ def run_benchmark(
 ) -> Path:
     """Run a benchmark over seeds and write ``<results>/<name>.json`` (``<name>-quick.json``) with the posteriors beside it.
 
-    ``baselines``: names to compare with, instead of the benchmark's own. ``keep``: other baselines stay as they were
-    measured before; they take part in comparisons and mixtures if their posteriors are in the file. ``keep_ours``: ours,
-    too, which is then not trained. DataError if the data are absent or what is kept is of other images, ConfigError for an
-    unknown baseline, or where what is kept is not there, had another budget or other seeds.
+    ``baselines``: names to compare with, instead of the benchmark's own list. ``keep``: keep the earlier results of other
+    baselines; they take part in comparisons and mixtures if their posteriors are in the file. ``keep_ours``: keep our
+    results as well and do not train our model. DataError if the data are missing or the kept results are for other images,
+    ConfigError for an unknown baseline, or if the kept results are missing or had another budget or other seeds.
     """
     benchmark, source, stem = _asked(name, data_root, baselines, quick)
     path = results / f"{stem}.json"
@@ -125,23 +124,28 @@ def run_benchmark(
         elif earlier:
             models |= earlier.entries([baseline])
     compared = [name for name in BASELINES if name in (*trained, *known)]
-    paired = {ours: adjusted_leads(each, ours, compared) for ours in (OURS, MORE)}
-    mixed = mixtures({name: models[name]["val_log_loss"] for name in compared}, MORE)
+    ours = [OURS, MORE] if benchmark.more is not None else [OURS]
+    paired = {model: adjusted_leads(each, model, compared) for model in ours}
+    # Pretrained weights are never mixed with models from scratch.
+    alike = [model for model in compared if BASELINES[model].pretrained == (name in PRETRAINED)]
+    losses = {model: models[model]["val_log_loss"] for model in alike}
+    mixed = mixtures(losses, ours[-1], partners=1 if name in PRETRAINED else 2)
     each = add_mixtures(each, mixed)
-    costs = {name: models[name]["cost"] for name in (MORE, *compared)}
+    costs = {name: models[name]["cost"] for name in (*ours, *compared)}
     for model, entry in mixture_entries(each, mixed, costs).items():
         models |= {model: entry, **ensemble_entry(model, entry, each)}
         if model in WITHOUT_OURS:
             rivals = dict.fromkeys([*compared, WITHOUT_OURS[model]])
             paired[model] = adjusted_leads(each, model, list(rivals))
     parts = filter(is_alone, each[0].prob)
-    answered = [name for name in (OURS, MORE, *parts, *compared, *mixed) if name in each[0].prob]
+    answered = [name for name in (*ours, *parts, *compared, *mixed) if name in each[0].prob]
     content = {
         "benchmark": name,
         "command": _command(name, len(seeds), baselines, flags),
         "quick": quick,
         **budget,
-        "more": {"likelihood": MORE_LIKELIHOOD},
+        "more": None if benchmark.more is None else {"likelihood": dict(benchmark.more)},
+        "pretrained": PRETRAINED.get(name),
         "mixtures": mixed,
         "classes": list(first.facts.classes),
         "positive": first.facts.classes[first.facts.info.positive],
@@ -194,6 +198,8 @@ def _own_entries(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         (OURS, [outcome.metrics for outcome in outcomes]),
         (MORE, [outcome.more_metrics for outcome in outcomes]),
     ):
+        if not any(metrics):
+            continue
         entries[model] = own_entry(runs, metrics)
         entries |= ensemble_entry(model, entries[model], answers)
     return entries | part_entries(answers)
@@ -207,7 +213,7 @@ def _baseline_entries(outcomes: Sequence[Outcome], name: str) -> dict[str, Any]:
 
 
 def require_known(names: Sequence[str]) -> tuple[str, ...]:
-    """ConfigError for a name that is no baseline."""
+    """ConfigError if a name is not a baseline."""
     for name in names:
         if name not in BASELINES:
             raise ConfigError(f"unknown baseline {name!r}.", f"Known: {', '.join(BASELINES)}.")

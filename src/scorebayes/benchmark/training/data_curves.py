@@ -1,11 +1,11 @@
 """Curves over the training data: how good the models are with few images, a rare class, or wrong labels.
 
-Every point of a curve is a run per seed, in a directory of its own under ``runs/benchmarks/curves/<benchmark>/``: our
-model, and beside it the baselines on the same images. What is finished there is not done again. The seed draws the
-training subset, too; the test split is whole at every point, and read once per run.
+Every point of a curve is one run per seed, in a separate directory under ``runs/benchmarks/curves/<benchmark>/``: our
+model, and the baselines on the same images. Finished work is not repeated. The seed also draws the training subset. The
+test split is complete at every point and is read once per run.
 
 All models of a point get the same steps rule, the same validation images and the same class prior: that of the whole
-training split, as if the prevalence were known from elsewhere, which a subset of chosen composition cannot tell.
+training split, as if the prevalence were known. A subset with chosen class counts cannot show it.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from scorebayes.storage.atomic import write_atomically
 
 CHEAPER, CHEAPER_PRESET = {"train": {"batch": 32, "val_images": 128}}, {"small": "light"}
 MOST_STEPS = 1000
-"""Cheaper than in the benchmarks, and the baselines' budget with it: a curve is many trainings."""
+"""Cheaper than in the benchmarks, also for the baselines: a curve needs many trainings."""
 LEAST_STEPS, LEAST_STEPS_FROM_START = 300, 100  # with labels: from scratch, and from a label-free start
 FREE_STEPS = 600
 """Label-free steps on the whole training split, once for all points of a seed. They are part of our cost at every point."""
 ASKED_OURS = "scorebayes"
-"""What our model is called where models are asked for; it always takes part, as its runs are those of the others."""
+"""The name of our model in --models. It is always needed, because the other models use its runs."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ CURVES = {
 class Study:
     """One curve: what is varied over which values and seeds, and who takes part.
 
-    models: "scorebayes" and names of baselines. quick: the benchmark's try of a few minutes, to see that all works.
-    scratch: our model starts from random weights; otherwise from a label-free training on all images of the training
-    split, of which the baselines cannot make use, and which is the same for all points of a seed.
+    models: "scorebayes" and names of baselines. quick: a trial of a few minutes, to see that everything works.
+    scratch: our model starts from random weights; otherwise from label-free training on all images of the training
+    split. The baselines cannot use it, and it is the same for all points of a seed.
     reduce_val: see ``config.DataConfig``; otherwise validation is the whole validation split.
     """
 
@@ -104,10 +104,10 @@ class Study:
         for value in self.values:
             counts = math.isinf(value) or float(value).is_integer()
             if not (counts if self.vary == "per-class" else math.isfinite(value)):
-                raise ConfigError(f"{shown(value)} is no value of the curve {self.vary!r}.")
+                raise ConfigError(f"{shown(value)} is not a value of the curve {self.vary!r}.")
         if ASKED_OURS not in self.models:
             raise ConfigError(
-                f"the models {', '.join(self.models)} lack {ASKED_OURS!r}, which always takes part."
+                f"the models {', '.join(self.models)} lack {ASKED_OURS!r}, which is always needed."
             )
 
     @property
@@ -128,7 +128,7 @@ class Study:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The models beside ours."""
+        """The models besides ours."""
         return tuple(name for name in self.models if name != ASKED_OURS)
 
     @property
@@ -180,12 +180,12 @@ def default_values(vary: str) -> tuple[float, ...]:
 
 
 def parse_values(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them; "all" is infinite. ConfigError for anything else."""
+    """Numbers separated by commas; "all" is infinite. ConfigError for anything else."""
     try:
         return tuple(math.inf if part.strip() == "all" else float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"--values {text}: not numbers with commas between them.", "Write 5,10,all."
+            f"--values {text}: expected numbers separated by commas.", "Write 5,10,all."
         ) from None
 
 
@@ -246,7 +246,7 @@ class _World:
         return _World(text, source.info, records, per_class)
 
     def options(self, study: Study, value: float) -> dict[str, Any]:
-        """The fields of [data] for a value; none where all of the training split is used as it is."""
+        """The fields of [data] for a value; none if the whole training split is used unchanged."""
         options: dict[str, Any] = {"reduce_val": study.reduce_val}
         if study.vary == "per-class" and not math.isinf(value):
             options["per_class"] = int(value)

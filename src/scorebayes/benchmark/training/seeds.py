@@ -1,6 +1,6 @@
 """One seed of a benchmark: our model trained, scored and evaluated, and the baselines on the same images.
 
-Every seed has a run directory of its own under ``runs/benchmarks/<name>/``; what is finished there is not done again.
+Every seed has its own run directory under ``runs/benchmarks/<name>/``. Finished work is not repeated.
 All choices are made on training and validation images; the test split is read once per seed.
 """
 
@@ -33,22 +33,29 @@ from scorebayes.storage.spreadsheet import plain
 QUICK_STEPS, QUICK_NETWORK_STEPS = 200, 5
 
 
+MORE_LIKELIHOOD: Mapping[str, Any] = {"levels": 8, "repeats": 4}
+"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, 64 evaluations, generative as
+well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A data set under the data root, the budget every seed gets, and the baselines that are compared with.
 
     network_steps: of the baselines' networks; None: what costs as many multiply-adds as the training of our model.
     free_steps: how many of our steps use no label: they see all images of the training split (``pretrain``), and the
-    others start from there; 0: all use labels. layer: configuration that differs from the preset's.
+    others start from there; 0: all use labels. layer: configuration that differs from the preset's. more: [likelihood] of a
+    variant that spends more on an image; None: there is none.
     """
 
     source: str
     steps: int = 1000
     preset: str = "small"
-    baselines: tuple[str, ...] = tuple(BASELINES)
+    baselines: tuple[str, ...] = tuple(name for name, kind in BASELINES.items() if not kind.pretrained)
     network_steps: int | None = None
     free_steps: int = 0
     layer: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] | None = field(default_factory=lambda: dict(MORE_LIKELIHOOD))
 
     def quick(self) -> Benchmark:
         """A try of a few minutes, to see that all works: its figures mean nothing."""
@@ -66,9 +73,11 @@ class Benchmark:
         return [self.layer, {"seed": seed, "train": {"steps": steps, **begin}}]
 
 
-MORE_LIKELIHOOD = {"levels": 8, "repeats": 4}
-"""[likelihood] of the variant that spends more on an image (``MORE``): the same weights, 64 evaluations, generative as
-well. The hybrid loss was tried in its place and lost on held-out training images (docs/decisions/0008)."""
+ON_FEATURES = {
+    "prepare": {"size": 224},
+    "evidence": {"sources": ["features", "wavelets"], "features": {"steps": 750}},
+}
+"""At real resolution, on the features of a pretrained encoder: never to be mixed with models from random weights."""
 
 FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}
 """[train] where the weights are good already and the labels are to be learned (docs/decisions/0009)."""
@@ -78,6 +87,12 @@ BENCHMARKS = {
     "pneumoniamnist": Benchmark("medmnist:{root}/medmnist/pneumoniamnist.npz", steps=2000),
     "ddsm64": Benchmark("ddsm64:{root}/ddsm64", steps=3000, preset="light", layer={"net": {"patch": 4}}),
     "phantom": Benchmark("phantom", steps=1500, preset="tiny"),
+    "breastmnist-224": Benchmark(
+        "medmnist:{root}/busi/breastmnist_224.npz",
+        baselines=("logistic-on-features",),
+        layer=ON_FEATURES,
+        more=None,
+    ),
 }
 
 
@@ -105,6 +120,8 @@ def one_seed(benchmark: Benchmark, source: str, path: Path, seed: int, tuned: Ru
     start = pretrain(benchmark, source, path.with_name(f"{path.name}-label-free"), seed)
     layers = benchmark.layers(seed, benchmark.steps - benchmark.free_steps, start)
     outcome = train_beside(benchmark, source, path, layers, tuned)
+    if benchmark.more is None:
+        return outcome
     more_path = path.with_name(f"{path.name}-more")
     if not more_path.exists():
         partial = path.with_name(f"{path.name}-partial")
@@ -112,7 +129,7 @@ def one_seed(benchmark: Benchmark, source: str, path: Path, seed: int, tuned: Ru
             path, partial, ignore=shutil.ignore_patterns("baselines", "*-val*", "*-test*"), dirs_exist_ok=True
         )
         partial.rename(more_path)
-    more_layers = [*layers, {"likelihood": MORE_LIKELIHOOD}]
+    more_layers = [*layers, {"likelihood": benchmark.more}]
     more = stages.train(more_path, source, more_layers, benchmark.preset, pick_device(), resume=True)
     score_split(more, "test")
     metrics = evaluate(more, "test")
@@ -135,7 +152,7 @@ def beside(measured: Answers, run: Run, names: Sequence[str]) -> Outcome:
     """Fitted baselines of a run beside what ours was measured to say, elsewhere or before. DataError where that was of
     other test images."""
     if set(measured.images) - set(run.split.loc[run.split["split"] == "test", "image_id"]):
-        raise DataError(f"{run.path}: ours was measured on other test images.", "Leave out --keep-ours.")
+        raise DataError(f"{run.path}: our model was measured on other test images.", "Leave out --keep-ours.")
     answers = _with_baselines(measured, run, names)
     metrics = {
         name: {

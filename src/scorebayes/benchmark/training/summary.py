@@ -1,4 +1,4 @@
-"""What the seeds of a benchmark come to together: means and spread, leads over rivals, mixtures of models, costs."""
+"""Summary over the seeds of a benchmark: means and spread, differences to other models, mixtures of models, costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scorebayes.baselines import open_baseline, score_step_cost, score_steps
+from scorebayes.baselines import open_baseline
 from scorebayes.benchmark.names import (
     BEST,
     CONTROL,
@@ -64,15 +64,19 @@ def adjusted_leads(each: Sequence[Answers], ours: str, rivals: Sequence[str]) ->
     return found
 
 
-def mixtures(losses: Mapping[str, Sequence[float]], ours: str = OURS) -> dict[str, tuple[str, ...]]:
-    """The models whose log-odds are the mean of others', and of which. The two baselines of ``BEST`` have the lowest
-    log-loss on validation images, mean over the seeds (``val_log_loss``)."""
+def mixtures(
+    losses: Mapping[str, Sequence[float]], ours: str = OURS, partners: int = 2
+) -> dict[str, tuple[str, ...]]:
+    """The models whose log-odds are the mean of others', and of which. The baselines of ``BEST``, ``partners`` of them, have
+    the lowest log-loss on validation images, mean over the seeds (``val_log_loss``)."""
     found: dict[str, tuple[str, ...]] = {}
     if REFERENCE in losses:
         found[WITH_REFERENCE] = (ours, REFERENCE)
-    if len(losses) > 1:
-        best, second = sorted(losses, key=lambda name: np.mean(losses[name]))[:2]
-        found |= {BEST: (ours, best, second), CONTROL: (best, second)}
+    best = tuple(sorted(losses, key=lambda name: np.mean(losses[name]))[:partners])
+    if len(best) == partners:
+        found[BEST] = (ours, *best)
+        if partners > 1:
+            found[CONTROL] = best
     return found
 
 
@@ -119,14 +123,14 @@ def _own_cost(runs: Sequence[Run], metrics: Sequence[Mapping[str, Any]]) -> dict
     """Of training and of prediction, seed by seed. Multiply-adds: of the training, forward and backward."""
     return {
         "training_seconds": [_training_seconds(run) for run in runs],
-        "multiply_adds": [score_steps(run) * score_step_cost(run) for run in runs],
+        "multiply_adds": [sum(source.multiply_adds for source in run.sources.values()) for run in runs],
         "ms_per_image": [1000 * of["seconds_per_image"] for of in metrics],
-        "parameters": sum(p.numel() for p in runs[0].new_denoiser().parameters()),
+        "parameters": sum(source.parameters for source in runs[0].sources.values()),
     }
 
 
 def _baseline_cost(done: Sequence[Outcome], name: str) -> dict[str, Any]:
-    """As of our own model; tuning beside. Not every baseline has multiply-adds: None."""
+    """As for our model, with tuning listed separately. Not every baseline has multiply-adds: None."""
     records = [open_baseline(outcome.run, name).record for outcome in done]
     return {
         "training_seconds": [record["seconds"] for record in records],
@@ -144,13 +148,13 @@ def val_log_loss(done: Sequence[Outcome], name: str) -> list[float]:
 
 
 def _of_all(cost: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mean of the seeds' posteriors costs: all of them."""
+    """The cost of the mean of the seeds' posteriors: the sum over all seeds."""
     lists = {key: [_known_sum(value)] for key, value in cost.items() if isinstance(value, list)}
     return {**lists, "parameters": cost["parameters"] * len(cost["training_seconds"])}
 
 
 def _of_these(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What several models cost together, seed by seed, in what is told of the first."""
+    """The cost of several models together, seed by seed, with the keys of the first."""
     columns = {key: [cost[key] for cost in costs] for key in costs[0]}
     return {
         key: [_known_sum(seed) for seed in zip(*column, strict=True)]

@@ -1,4 +1,4 @@
-"""DICOM: grey-scale images as they are meant to be seen, and nothing that names a person.
+"""DICOM: grey-scale images as they are meant to be displayed, and nothing that identifies a person.
 
 Section numbers are those of the DICOM standard, part 3 (PS3.3). Messages of the parser are never passed on:
 they may quote the value of any tag.
@@ -81,7 +81,7 @@ def _image(
         found = float(pixels.min()), float(pixels.max())
         if found[0] < low or found[1] > high:
             raise DataError(
-                f"{path} has values {found[0]:g} to {found[1]:g}, its header promises {low:g} to {high:g}.",
+                f"{path} has values {found[0]:g} to {found[1]:g}, but its header says {low:g} to {high:g}.",
                 "Correct Bits Stored in the file, or leave it out.",
             )
         image = (pixels.astype(np.float32) - np.float32(low)) / np.float32(high - low)
@@ -141,7 +141,7 @@ def _parse(path: Path, file: BinaryIO) -> pydicom.Dataset:
     size = os.fstat(file.fileno()).st_size
     if size > MAX_BYTES:
         raise DataError(
-            f"{path} is {size / 1e6:.0f} MB large, at most {MAX_BYTES / 1e6:.0f} MB are read.",
+            f"{path} has {size / 1e6:.0f} MB, but at most {MAX_BYTES / 1e6:.0f} MB are read.",
             "Leave it out.",
         )
     data = file.read()
@@ -149,7 +149,7 @@ def _parse(path: Path, file: BinaryIO) -> pydicom.Dataset:
         start = data[:256].lstrip().lower()
         if start.startswith((b"<!doctype", b"<html", b"<?xml")):
             raise DataError(f"{path} is a web page, not DICOM: a failed download.", "Download it again.")
-        raise DataError(f"{path} is not DICOM: the mark DICM at byte 128 is missing.", "Check the file.")
+        raise DataError(f"{path} is not DICOM: the marker DICM at byte 128 is missing.", "Check the file.")
     with _decoding(path):
         _check_inflated_size(path, data)
         try:
@@ -162,7 +162,7 @@ def _parse(path: Path, file: BinaryIO) -> pydicom.Dataset:
 
 
 def _too_deep(path: Path) -> DataError:
-    return DataError(f"{path} nests sequences more than {MAX_DEPTH} deep.", "Leave it out.")
+    return DataError(f"{path} has sequences nested more than {MAX_DEPTH} levels deep.", "Leave it out.")
 
 
 def _check_inflated_size(path: Path, data: bytes) -> None:
@@ -172,7 +172,9 @@ def _check_inflated_size(path: Path, data: bytes) -> None:
     if uid.DeflatedExplicitVRLittleEndian.encode() not in data[132:4096]:
         return
     if data[132:136] != b"\x02\0\0\0":
-        raise DataError(f"{path} is deflated, but the length of its header is missing.", "Export it again.")
+        raise DataError(
+            f"{path} is compressed (deflated), but the length of its header is missing.", "Export it again."
+        )
     group_length = struct.unpack_from("<I", data, 140)[0]  # value of (0002,0000), which begins group 2
     inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
     rest = data[144 + group_length :]
@@ -180,7 +182,7 @@ def _check_inflated_size(path: Path, data: bytes) -> None:
         total += len(inflate.decompress(rest, 1 << 20))
         rest = inflate.unconsumed_tail
         if total > MAX_BYTES:
-            raise DataError(f"{path} inflates to more than {MAX_BYTES / 1e6:.0f} MB.", "Leave it out.")
+            raise DataError(f"{path} unpacks to more than {MAX_BYTES / 1e6:.0f} MB.", "Leave it out.")
 
 
 def _depth(dataset: pydicom.Dataset) -> int:
@@ -212,22 +214,21 @@ def _require_grey_image(path: Path, dataset: pydicom.Dataset, modalities: Collec
     """Refuse, in words, all that is not one grey-scale image of an accepted modality."""
     if "PixelData" not in dataset:
         raise DataError(
-            f"{path} holds no image (no pixel data).", "Leave it out, or copy it again if it was cut."
+            f"{path} holds no image (no pixel data).", "Leave it out, or copy it again if it was cut off."
         )
     modality = _code(dataset, "Modality")
     if modalities and modality not in modalities:
-        raise DataError(
-            f"{path} is of modality {modality or 'unknown'!r}, expected {' or '.join(modalities)}."
-        )
+        raise DataError(f"{path} has modality {modality or 'unknown'!r}, expected {' or '.join(modalities)}.")
     frames = dataset.get("NumberOfFrames") or 1
     if dataset.get("SOPClassUID") == _TOMOSYNTHESIS:
         raise DataError(
-            f"{path} is a tomosynthesis, which is not supported.", "Give the 2-D or synthetic 2-D image."
+            f"{path} is a tomosynthesis image, which is not supported.",
+            "Give the 2-D or synthetic 2-D image.",
         )
     if frames != 1:
         raise DataError(f"{path} holds {int(frames)} frames, expected one image.", "Export single frames.")
     if dataset.get("SamplesPerPixel", 1) != 1:
-        raise DataError(f"{path} is a colour image, expected grey.", "Export the grey-scale original.")
+        raise DataError(f"{path} is a colour image, but grey is expected.", "Export the grey-scale original.")
     if dataset.get("PhotometricInterpretation") not in _GREY:
         raise DataError(
             f"{path}: Photometric Interpretation is missing or not {' or '.join(_GREY)}.",
@@ -238,7 +239,7 @@ def _require_grey_image(path: Path, dataset: pydicom.Dataset, modalities: Collec
     _whole_number(path, dataset, "BitsStored", allocated)
     if rows * columns > MAX_PIXELS:
         raise DataError(
-            f"{path} has {columns} x {rows} pixels, at most {MAX_PIXELS} are read.", "Leave it out."
+            f"{path} has {columns} x {rows} pixels, but at most {MAX_PIXELS} are read.", "Leave it out."
         )
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None:
@@ -249,7 +250,7 @@ def _require_grey_image(path: Path, dataset: pydicom.Dataset, modalities: Collec
         there, needed = len(dataset.PixelData), rows * columns * allocated // 8
         if there < needed:
             raise DataError(
-                f"{path} is cut: {there} of {needed} bytes of pixels.",
+                f"{path} is incomplete: it has {there} of {needed} bytes of pixels.",
                 "Copy or download it again.",
             )
         return
@@ -257,7 +258,7 @@ def _require_grey_image(path: Path, dataset: pydicom.Dataset, modalities: Collec
     coded = _coded_size(next(generate_frames(dataset.PixelData, number_of_frames=1)))
     if coded is not None and coded != (rows, columns):
         raise DataError(
-            f"{path}: the compressed image is {coded[1]} x {coded[0]}, the header says {columns} x {rows}.",
+            f"{path}: the compressed image is {coded[1]} x {coded[0]}, but the header says {columns} x {rows}.",
             "Export it again, or leave it out.",
         )
 
@@ -274,7 +275,7 @@ def _require_decoder(path: Path, syntax: uid.UID, bits: int) -> None:
     except NotImplementedError:
         available = False
     if not available:
-        raise DataError(f"{path} is encoded as {syntax.name}, for which no decoder is installed.", remedy)
+        raise DataError(f"{path} is encoded as {syntax.name}, but no decoder for it is installed.", remedy)
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:

@@ -30,7 +30,7 @@ def require_file(path: Path, root: Path | None = None) -> os.stat_result:
     if status.st_size == 0:
         raise DataError(f"{path} is empty (0 bytes).", "Copy or download it again.")
     if root is not None and not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{path} is a link that leads out of {root}.", "Copy the file into the data set.")
+        raise DataError(f"{path} is a link that points outside {root}.", "Copy the file into the data set.")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} cannot be opened: permission denied.", "Check the permissions.")
     return status
@@ -48,7 +48,7 @@ def is_visible(name: str) -> bool:
 def files_below(root: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
     """All visible files below a folder, by name; links to folders are not followed.
 
-    ``unreadable`` is told of a folder that cannot be opened; without it that is a DataError.
+    ``unreadable`` is called for a folder that cannot be opened; without it, this is a DataError.
     """
 
     def refuse(error: OSError) -> None:

@@ -1,7 +1,7 @@
 """Pixels from files: PNG, JPEG, TIFF, NPY and (through ``dicom``) DICOM, told apart by content, not by name.
 
 Files come from strangers: sizes are read from the header and checked before anything is decoded, pickles are
-never opened, and whatever a decoder says against a file comes out as one DataError that names the file.
+never opened, and every complaint of a decoder becomes one DataError that names the file.
 """
 
 from __future__ import annotations
@@ -93,15 +93,17 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> 
     the file is no npz; pickles are not opened.
     """
     require_file(path)
-    with _decoding(path, "is no readable npz file"):
+    with _decoding(path, "is not a readable npz file"):
         with zipfile.ZipFile(path) as archive:
             found = sorted(entry.filename.removesuffix(".npy") for entry in archive.infolist())
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > MAX_NPZ_BYTES:
-            raise DataError(f"{path} would unpack to {unpacked / 2**30:.0f} GiB.", "Leave it out.")
+            raise DataError(
+                f"{path} would unpack to {unpacked / 2**30:.0f} GiB, which is too much.", "Leave it out."
+            )
         missing = [name for name in names if name not in found]
         if missing:
-            raise DataError(f"{path} has no array {', '.join(missing)}; it has {', '.join(found) or 'none'}.")
+            raise DataError(f"{path} has no array {', '.join(missing)}. It has {', '.join(found) or 'none'}.")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in [*names, *(set(optional) & set(found))]}
 
@@ -139,9 +141,7 @@ def _kind(path: Path, file: BinaryIO) -> str:
     if head.startswith(b"\x93NUMPY"):
         return "npy"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise DataError(
-            f"{path} is a web page, not an image (a download that failed?).", "Download it again."
-        )
+        raise DataError(f"{path} is a web page, not an image (a failed download?).", "Download it again.")
     if path.suffix.lower() in (".dcm", ".dicom"):
         return "dicom"  # some lack the preamble: the reader knows
     raise DataError(f"{path} is not in a known image format.", "Expected PNG, JPEG, TIFF, NPY or DICOM.")
@@ -150,7 +150,7 @@ def _kind(path: Path, file: BinaryIO) -> str:
 def _check_size(path: Path, n_pixels: int) -> None:
     if n_pixels > MAX_PIXELS:
         raise DataError(
-            f"{path} has {n_pixels / 1e6:.0f} million pixels, at most {MAX_PIXELS / 1e6:.0f} are read.",
+            f"{path} has {n_pixels / 1e6:.0f} million pixels, but at most {MAX_PIXELS / 1e6:.0f} million are read.",
             "Reduce it.",
         )
 
@@ -169,7 +169,7 @@ def _read_picture(path: Path, opened: BinaryIO) -> NDArray:
             grey = np.asarray(image).astype(np.int64)
             if grey.min() < 0 or grey.max() > 65535:
                 raise DataError(
-                    f"{path} holds grey values from {grey.min()} to {grey.max()}.", "Save as 16 bits."
+                    f"{path} holds grey values from {grey.min()} to {grey.max()}.", "Save it with 16 bits."
                 )
             return (65535 - grey if white_is_zero else grey).astype(np.uint16)
         if image.mode == "F":
@@ -209,12 +209,14 @@ def to_unit(pixels: NDArray, path: Path | str, bits: int | None = None) -> NDArr
         top = 2 ** (bits or 16) - 1
         if pixels.max() > top:
             raise DataError(
-                f"{path} has grey value {pixels.max()}, beyond {bits} bits.", "Raise the option bits."
+                f"{path} has grey value {pixels.max()}, which needs more than {bits} bits.",
+                "Increase the option bits.",
             )
         return (pixels / top).astype(np.float32)
     if pixels.dtype.kind != "f":
         raise DataError(
-            f"{path} holds {pixels.dtype} numbers.", "Save them as uint8, uint16 or float in [0, 1]."
+            f"{path} holds {pixels.dtype} numbers, which are not supported.",
+            "Save them as uint8, uint16, or float in [0, 1].",
         )
     if not np.isfinite(pixels).all():
         raise DataError(f"{path} holds NaN or infinite values.", "Repair the image or leave it out.")

@@ -1,4 +1,4 @@
-"""One's own images as arrays in one npz file, as a notebook has them in memory.
+"""Your own images as arrays in one npz file, as a notebook has them in memory.
 
     images    [N, H, W] or [N, H, W, 3]: uint8, uint16, or floating-point numbers in [0, 1]
     labels    [N] class numbers, -1 where unknown
@@ -34,7 +34,7 @@ class Arrays:
     Parameters
     ----------
     root: path of the npz file.
-    positive: name of the class that "sensitivity" speaks of. Without it as in ``folder``: the one whose name says so, or
+    positive: name of the class that "sensitivity" refers to. Without it as in ``folder``: the one whose name says so, or
         the last one.
     """
 
@@ -103,17 +103,17 @@ def _load(path: Path, _mtime: int) -> Mapping[str, NDArray]:
             f"{path}: images is {images.dtype} {images.shape}.", "Expected (N, H, W) or (N, H, W, 3)."
         )
     if labels.dtype.kind not in "iu" or labels.min(initial=0) < -1:
-        raise DataError(f"{path}: labels is {labels.dtype}.", "Expected class numbers, -1 where unknown.")
+        raise DataError(f"{path}: labels is {labels.dtype}.", "Expected class numbers, with -1 for unknown.")
     for name, array in arrays.items():
         if name != "classes" and (array.ndim < 1 or len(array) != len(images)):
             raise DataError(
-                f"{path}: {name} is {array.shape} for {len(images)} images.", "Expected one each."
+                f"{path}: {name} is {array.shape} for {len(images)} images.", "Expected one per image."
             )
     n_classes = max(2, 1 + int(labels.max()))
     arrays.setdefault("classes", np.arange(n_classes).astype(str))
     if len(np.unique(arrays["classes"])) != arrays["classes"].size or arrays["classes"].size < n_classes:
         raise DataError(
-            f"{path}: classes is {arrays['classes'].tolist()}, labels go to {int(labels.max())}.",
-            "Expected a name of its own for every class.",
+            f"{path}: classes is {arrays['classes'].tolist()}, but labels go up to {int(labels.max())}.",
+            "Give every class a different name.",
         )
     return arrays | {"classes": arrays["classes"].astype(str)}

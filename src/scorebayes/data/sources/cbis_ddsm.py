@@ -1,4 +1,4 @@
-"""CBIS-DDSM: scanned film mammograms with proven lesions, in every layout in which it is passed on.
+"""CBIS-DDSM: scanned film mammograms with proven lesions, in every layout in which it is distributed.
 
 Tables as published (a line feed ends one path of every row), images as downloaded from TCIA (older and newer
 folder names) or as the JPEG copy. Files are found by the names of their folders, never by their own name.
@@ -113,7 +113,7 @@ class CbisDdsm:
     task: "image" (malignant if one of its lesions is), "crop" (one image per lesion, around its mask) or
         "breast" (images with the label of their breast; the views are pooled in reports).
     lesions: "mass", "calc" or "all". A view listed for both types is one image then.
-    split: "official", or "none" to have the patients divided anew.
+    split: "official", or "none" for a new split of the patients.
     leak_side: 31 patients are in the training table of one lesion type and in the test table of the other.
         With both types and the official split they are taken out of this side ("train" or "test").
     margin: around a lesion, as a share of its longer side.
@@ -206,7 +206,9 @@ class CbisDdsm:
             return crop(record.path, image, _box(record.path, masks[-1], image.shape), self.margin)
         crops = [p for p in pictures if not _is_mask(p)]
         if not crops:
-            raise DataError(f"{record.path}: neither crop nor mask of the lesion is there.", "Download them.")
+            raise DataError(
+                f"{record.path}: neither the crop nor the mask of the lesion exists.", "Download them."
+            )
         return crops[0]
 
     def _sound(self, lesions: list[Lesion]) -> list[Lesion]:
@@ -219,9 +221,9 @@ class CbisDdsm:
             first = f"{'Mass' if x.kind == 'mass' else 'Calc'}-{'Training' if x.split == 'train' else 'Test'}"
             side = {"L": "LEFT", "R": "RIGHT"}.get(x.side)
             if not all(is_plain_relative(path) for path in (x.image, x.crop, x.mask)):
-                reason = "a path of the table is absolute or leads out of the data set."
+                reason = "a path in the table is absolute or points outside the data set."
             elif x.case != f"{first}_{x.patient}_{side}_{x.view}":
-                reason = f"patient, side or view contradict the image path {x.image}."
+                reason = f"patient, side or view contradicts the image path {x.image}."
             elif x.pathology not in LABELS:
                 reason = f"unknown pathology {x.pathology!r}, expected {', '.join(LABELS)}."
             elif known.pathology != x.pathology:
@@ -248,7 +250,7 @@ class CbisDdsm:
         leaking = _on_both_sides(lesions)
         for x in lesions:
             if x.patient in leaking and x.split == self.leak_side:
-                reason = f"leak: {x.patient} is in train and test; taken out of {self.leak_side}."
+                reason = f"leak: {x.patient} is in train and test; removed from {self.leak_side}."
                 self.rejected.add(x.name, x.image, reason)
         return [x for x in lesions if x.patient not in leaking or x.split != self.leak_side]
 
@@ -268,7 +270,7 @@ class CbisDdsm:
             assert path is not None
             for other in others:
                 self.rejected.add(
-                    other, found[other] or "", f"duplicate: the same view as {case}, labels merged."
+                    other, found[other] or "", f"duplicate: same view as {case}; the labels are merged."
                 )
             label = max(LABELS[x.pathology] for x in rows)
             kind = "+".join(sorted({x.kind for x in rows}))
@@ -281,7 +283,9 @@ class CbisDdsm:
             parts = sorted({path for path in _lesion_files(x, files)})
             image = self._full_image(x, files, silent=bool(parts))
             if not parts:
-                self.rejected.add(x.name, x.mask, "missing: neither crop nor mask is in the data set.")
+                self.rejected.add(
+                    x.name, x.mask, "missing: neither the crop nor the mask is in the data set."
+                )
                 continue
             names = [path.relative_to(self.root).as_posix() for path in parts]
             extra = {
@@ -315,7 +319,7 @@ class CbisDdsm:
         if len(found) == 1:
             return found[0]
         if not silent:
-            reason = "missing: not in the data set." if not found else f"ambiguous: {len(found)} files fit."
+            reason = "missing: not in the data set." if not found else f"ambiguous: {len(found)} files match."
             self.rejected.add(x.case, x.image, reason)
         return None
 
@@ -325,7 +329,7 @@ class CbisDdsm:
             for folder in (_series(x.image), _series(x.crop), _series(x.mask), x.case, x.name):
                 known.update(files.get(folder, ()))
         for path in sorted({path for paths in files.values() for path in paths} - known):
-            self.rejected.add(path.stem, path, "no row of the tables names this file.")
+            self.rejected.add(path.stem, path, "no table row names this file.")
 
 
 def _series(path: str) -> str:

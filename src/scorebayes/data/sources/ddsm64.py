@@ -1,7 +1,7 @@
 """DDSM at 64x64: scanned film mammograms with case ids (Heath et al. 1998), as one npz file or as PNG files.
 
-Films were squeezed to a square and reduced to 8 bits. There is no explicit licence: evaluate on it, do not
-pass it on.
+Films were squeezed to a square and reduced to 8 bits. There is no explicit licence: use it for evaluation, and
+do not redistribute it.
 
 The given parts are "train" and "val". Figures are reported on the given "val", so it must choose nothing: it
 is our "test", and our "val" is carved out of the given "train", by ``patient_group`` and per class (see
@@ -69,7 +69,7 @@ class Ddsm64:
                 arrays[name].tolist() for name in ("labels", "split", "patient_group")
             )
             if rows is not None and [int(row["label"]) for row in rows] != labels:
-                raise DataError(f"{table} and {self.npz} disagree on the labels.", "Get both again.")
+                raise DataError(f"{table} and {self.npz} disagree on the labels.", "Download both again.")
         else:
             assert rows is not None
             labels = [int(row["label"]) for row in rows]
@@ -115,7 +115,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise DataError(f"{table} lacks the columns {', '.join(missing)}.", "Get it again.")
+            raise DataError(f"{table} lacks the columns {', '.join(missing)}.", "Download it again.")
         rows = list(reader)
     for number, row in enumerate(rows):
         if row["label"] not in ("-1", "0", "1"):

@@ -1,12 +1,12 @@
-"""One's own images: class folders, or a table that names the image files, their classes and their patients.
+"""Your own images: class folders, or a table that names the image files, their classes and their patients.
 
     DIR/benign/*.png, DIR/malignant/*.png                 class folders
     DIR/train/benign/*.png, DIR/test/benign/*.png, ...    class folders with prescribed splits
     DIR/labels.csv with columns path and label            table, with patient_id, split, view, laterality if
     known
 
-Rows and files that cannot be used are left out one by one and listed with the reason; what makes the whole
-table doubtful stops the program.
+Rows and files that cannot be used are left out one by one and listed with the reason. An error that casts doubt
+on the whole table stops the program.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Folder:
     bits: true bit depth where 16-bit files hold less; without it the first files tell.
     classes: names of the classes in order, or one text with commas; other labels are left out. Without it:
         all labels found, in numerical or alphabetical order.
-    positive: name of the class that "sensitivity" speaks of. Without it: the one whose name says so, or the
+    positive: name of the class that "sensitivity" refers to. Without it: the one whose name says so, or the
         last one.
     patient_pattern: regular expression with one group that finds the patient in a file name; only where no
         table names the patients.
@@ -96,8 +96,8 @@ class Folder:
         if len(present) < 2:
             first = f" ({len(self.rejected)} left out: {self.rejected[0].reason})" if self.rejected else ""
             raise DataError(
-                f"{given} has usable images of {len(present)} classes{first}.",
-                "Two classes or more are needed, as class folders or in a table with columns path and label.",
+                f"{given} has usable images of only {len(present)} classes{first}.",
+                "Give at least two classes, as class folders or in a table with columns path and label.",
             )
         number = positive_class("folder", names, positive)
         self.bits = bits
@@ -128,7 +128,7 @@ class Folder:
     def _record(self, row: _Row, names: Sequence[str]) -> Record | None:
         """A row whose class is known and whose file can be opened; otherwise None, and the reason is kept."""
         if row.label not in names:
-            self._reject(row.name, f"Label {row.label!r} is none of {', '.join(names)}.")
+            self._reject(row.name, f"Label {row.label!r} is not one of {', '.join(names)}.")
             return None
         try:
             path = _inside(self.root, row.name)
@@ -174,17 +174,17 @@ class Folder:
         if split_folders and len(split_folders) < len(folders):
             others = ", ".join(sorted(set(folders) - set(split_folders))[:5])
             raise DataError(
-                f"{self.root} has split folders ({', '.join(split_folders)}) beside others ({others}).",
-                "Put all classes into split folders, or none.",
+                f"{self.root} mixes split folders ({', '.join(split_folders)}) with others ({others}).",
+                "Put all classes into split folders, or none of them.",
             )
         rows = []
         for name in self._files():
             *above, file = PurePosixPath(name).parts
             split = SPLIT_NAMES[above.pop(0).lower()] if split_folders and above else None
             if not above:
-                self._reject(name, "The file is in no class folder.")
+                self._reject(name, "The file is not in a class folder.")
             elif not may_be_image(PurePosixPath(file)):
-                self._reject(name, "Not an image by its name.")
+                self._reject(name, "The file name does not look like an image.")
             else:
                 rows.append(_Row(name, above[0], split=split))
         return rows
@@ -211,13 +211,16 @@ class Folder:
             return [replace(row, patient_id=None) for row in rows]
         if pattern is not None:
             if named:
-                raise ConfigError("folder: the table names the patients.", "Leave out patient_pattern.")
+                raise ConfigError(
+                    "folder: patient_pattern is given, but the table already names the patients.",
+                    "Leave out patient_pattern.",
+                )
             search = _compile(pattern)
             found = [(row, search.search(PurePosixPath(row.name).name)) for row in rows]
             rows = [replace(row, patient_id=match[1] if match else None) for row, match in found]
         for row in rows:
             if not row.patient_id:
-                self._reject(row.name, "The patient is not named, while that of other images is.")
+                self._reject(row.name, "The patient is not named, but other images name theirs.")
         return [row for row in rows if row.patient_id]
 
     def _probe(self) -> tuple[int, bool]:
@@ -290,9 +293,9 @@ def _inside(root: Path, name: str) -> Path:
     """The file of that name, which can be opened and lies below the root."""
     windows = PureWindowsPath(name)
     if windows.drive or windows.root or ".." in windows.parts:
-        raise DataError(f"The path {name} leads out of the data folder.")
+        raise DataError(f"The path {name} points outside the data folder.")
     if "\0" in name:
-        raise DataError(f"The path {name!r} holds a zero character.")
+        raise DataError(f"The path {name!r} contains a null character.")
     require_file(root / name, root)
     return root / name
 
@@ -310,7 +313,7 @@ def _class_names(given: Path, rows: Sequence[_Row], classes: str | Sequence[str]
     for label in labels:
         if (other := of_folded[label.casefold()]) != label:
             raise DataError(
-                f"{given}: labels {label!r} and {other!r} differ in case only.", "Write them alike."
+                f"{given}: labels {label!r} and {other!r} differ only in case.", "Spell them the same way."
             )
     if all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=int))
@@ -324,7 +327,7 @@ def positive_class(kind: str, names: Sequence[str], positive: str | None) -> int
     """
     if positive is not None:
         if positive not in names:
-            raise ConfigError(f"{kind}: positive is {positive!r}, the classes are {', '.join(names)}.")
+            raise ConfigError(f"{kind}: positive is {positive!r}, but the classes are {', '.join(names)}.")
         return names.index(positive)
     telling = [names.index(name) for name in names if name.casefold() in POSITIVE]
     return telling[0] if telling else len(names) - 1
@@ -334,7 +337,9 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         search = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"folder: patient_pattern {pattern!r} is malformed: {error}.") from None
+        raise ConfigError(
+            f"folder: patient_pattern {pattern!r} is not a valid regular expression: {error}."
+        ) from None
     if search.groups != 1:
         raise ConfigError(f"folder: patient_pattern {pattern!r} has {search.groups} groups, expected one.")
     return search

@@ -135,7 +135,7 @@ class InBreast:
                     self.rejected.add(number, path, "duplicate row: the image is listed twice.")
                 records += self._record(path, same[0])
         for number, path in files.items():
-            self.rejected.add(number, path, "no row of the table names this file.")
+            self.rejected.add(number, path, "no table row names this file.")
         if self.task == "crop":
             annotations = {path.stem: path for path in sorted(self.root.glob("**/AllXML/*.xml"))}
             annotated = [record for record in records if record.image_id in annotations]
@@ -236,7 +236,7 @@ def read_regions(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
     damaged.
     """
     require_file(path)
-    damaged = DataError(f"{path} is no annotation of INbreast (Apple property list).", "Copy it again.")
+    damaged = DataError(f"{path} is not an annotation of INbreast (Apple property list).", "Copy it again.")
     try:
         content = plistlib.loads(path.read_bytes())
     except (
@@ -267,7 +267,7 @@ def _excel_rows(path: Path) -> list[dict[str, str]]:
         frame = pd.read_excel(path, dtype=str, keep_default_na=False)
     except ImportError:
         raise DataError(
-            f"{path} needs a reader for old Excel files.",
+            f"{path} is an old Excel file, and no reader for it is installed.",
             "Install xlrd, or save it as INbreast.csv with semicolons.",
         ) from None
     except Exception as error:  # xlrd raises its own and others on damaged files

@@ -23,7 +23,7 @@ ENDINGS = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 class Count(NamedTuple):
-    """A number of the tables beside the published one."""
+    """A count from the tables and the published count."""
 
     what: str
     found: int
@@ -38,7 +38,7 @@ class Left(list[Rejected]):
 
 
 def require_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """ConfigError where an option has none of its values."""
+    """ConfigError if an option has an unknown value."""
     if value not in choices:
         raise ConfigError(f"{option} is {value!r}, expected {', '.join(map(repr, choices))}.")
 
@@ -46,7 +46,7 @@ def require_choice(option: str, value: str, choices: Sequence[str]) -> None:
 def require_margin(margin: float) -> None:
     """ConfigError for a margin that is no share of the lesion's size."""
     if not 0 <= margin <= 10:
-        raise ConfigError(f"margin is {margin}, expected a share of the lesion's size from 0 to 10.")
+        raise ConfigError(f"margin is {margin}, but a share of the lesion's size from 0 to 10 is expected.")
 
 
 def find_table(root: Path, name: str) -> Path:
@@ -54,14 +54,16 @@ def find_table(root: Path, name: str) -> Path:
     two.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is no folder.", "Give the folder of the unpacked download.")
+        raise DataError(f"{root} is not a folder.", "Give the folder of the unpacked download.")
     found = sorted(path for depth in range(4) for path in root.glob("*/" * depth + name))
     if not found:
         raise DataError(
             f"{name} is not in {root}.", "Give the folder of the unpacked download, tables included."
         )
     if len({path.read_bytes() for path in found}) > 1:
-        raise DataError(f"{root} holds several tables {name} that differ.", "Give the folder of one release.")
+        raise DataError(
+            f"{root} holds several different tables named {name}.", "Give the folder of one release."
+        )
     return found[0]
 
 

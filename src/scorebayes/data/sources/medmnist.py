@@ -37,7 +37,7 @@ TIMEOUT = 60.0  # seconds without an answer
 
 @dataclass(frozen=True)
 class _Flag:
-    """What the collection says of one data set; ``md5`` is of the 28-pixel file."""
+    """What the collection says about one data set; ``md5`` is of the 28-pixel file."""
 
     md5: str
     classes: tuple[str, ...]
@@ -150,7 +150,7 @@ class MedMnist:
         flag = FLAGS.get(name, _Flag("", tuple(str(label) for label in range(max(n_classes, 2)))))
         if n_classes > len(flag.classes):
             raise DataError(
-                f"{self.path} has label {n_classes - 1}, {name} has {len(flag.classes)} classes.",
+                f"{self.path} has label {n_classes - 1}, but {name} has {len(flag.classes)} classes.",
                 "Rename the file if it is another data set.",
             )
         if flag.md5 and size in (None, "_28"):
@@ -223,14 +223,14 @@ def _download(name: str) -> Path:
     if flag in REFUSED:
         raise DataError(f"{flag} is {REFUSED[flag]}.", "One class per image is needed.")
     if flag not in FLAGS or (size or "28") not in SIZES:
-        known = f"Known: {', '.join(FLAGS)}, alone or with {', '.join(f'_{size}' for size in SIZES[1:])}."
+        known = f"Known: {', '.join(FLAGS)}, each also with {', '.join(f'_{size}' for size in SIZES[1:])}."
         raise DataError(f"{name} is neither a file nor a MedMNIST data set.", known)
     stem, published = (f"{flag}_{size}", "") if size not in ("", "28") else (flag, FLAGS[flag].md5)
     path, url = FOLDER / f"{stem}.npz", f"{URL}/{stem}.npz?download=1"
     if path.exists():
         return path
     checksum = f" (MD5 {published})" if published else ""
-    by_hand = f"Fetch {url}{checksum} by hand, put it into {FOLDER} as {path.name}, and start again."
+    by_hand = f"Download {url}{checksum} by hand, save it in {FOLDER} as {path.name}, and start again."
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:

@@ -43,7 +43,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     the table is empty, cut, ragged or lacks a column, or where two readings are possible.
     """
     if require_file(path).st_size > MAX_BYTES:
-        raise DataError(f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB.", "Is it a table?")
+        raise DataError(f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB.", "Check that it is a table.")
     text, notes = _decode(path)
     headers = {separator: _header(text, separator) for separator in SEPARATORS}
     places = {separator: _places(header, columns) for separator, header in headers.items()}
@@ -52,14 +52,14 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
         best = max(SEPARATORS, key=lambda separator: (len(places[separator]), len(headers[separator])))
         lacking = [" or ".join(c.split("|")) for c in columns if c.split("|")[0] not in places[best]]
         raise DataError(
-            f"{path} lacks the column {', '.join(map(repr, lacking))}; it has {', '.join(headers[best])[:300]}.",
+            f"{path} lacks the column {', '.join(map(repr, lacking))}. It has {', '.join(headers[best])[:300]}.",
             "Check that it is the right table.",
         )
     # A table of one column fits every separator, and then none matters.
     fitting = [separator for separator in fitting if len(headers[separator]) > 1] or fitting[:1]
     if len(fitting) > 1:
         names = " and ".join(SEPARATORS[separator] for separator in fitting)
-        raise DataError(f"{path}: {names} both separate its columns.", "Save it again with commas.")
+        raise DataError(f"{path}: both {names} could separate its columns.", "Save it again with commas.")
     (separator,) = fitting
     if separator != ("\t" if path.suffix.lower() == ".tsv" else ","):
         notes.append(f"{path.name} is separated by {SEPARATORS[separator]}s.")
@@ -76,12 +76,12 @@ def _decode(path: Path) -> tuple[str, list[str]]:
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         try:
-            return data.decode("utf-16"), [f"{path.name} is encoded as UTF-16."]
+            return data.decode("utf-16"), [f"{path.name} is encoded in UTF-16."]
         except UnicodeDecodeError:
             raise DataError(f"{path} is damaged UTF-16.", "Save it again as UTF-8.") from None
     if b"\0" in data:
         raise DataError(
-            f"{path} is no text table (it has null bytes; UTF-16 without a byte order mark?).",
+            f"{path} is not a text table (it has null bytes; UTF-16 without a byte order mark?).",
             "Save it as CSV in UTF-8.",
         )
     try:
@@ -121,13 +121,15 @@ def _rows(
                 continue
             if len(cells) != width:
                 raise DataError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells, the header has {width}.",
-                    "Check the quotes and separators there.",
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {width}.",
+                    "Check the quotes and separators in this line.",
                 )
             rows.append({column: cells[place].strip() for column, place in places.items()})
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.", "Check the quotes there.") from None
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}.", "Check the quotes in this line."
+        ) from None
     if not rows:
         raise DataError(f"{path} has a header but no rows.", "Check that the download is complete.")
     return tuple(rows), tuple(lines)

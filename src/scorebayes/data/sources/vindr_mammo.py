@@ -76,7 +76,7 @@ class VindrMammo:
         boxed finding, by the finding's BI-RADS) or "breast" (the same labels; the views are pooled in
         reports).
     convention: BI-RADS of benign and malignant; "1-3/4-5" is that of the source paper.
-    split: "official", or "none" to have the exams divided anew.
+    split: "official", or "none" for a new split of the exams.
     margin: around a finding, as a share of its longer side.
     """
 
@@ -159,7 +159,7 @@ class VindrMammo:
         named = {row["image_id"] for row in all_rows}
         for (_, stem), path in paths.items():
             if stem not in named:
-                self.rejected.add(stem, path, "no row of the table names this file.")
+                self.rejected.add(stem, path, "no table row names this file.")
         return pool_breasts(records) if self.task == "breast" else records
 
     def read(self, record: Record) -> NDArray[np.float32]:
@@ -186,7 +186,7 @@ class VindrMammo:
             if any(other != row for other in same):
                 reason = f"conflicting labels: {len(same)} rows differ."
             elif not (is_plain_relative(image_id) and is_plain_relative(row["study_id"])):
-                reason = "the ids of the table do not name a file inside the data set."
+                reason = "the ids in the table do not name a file inside the data set."
             elif not re.fullmatch("BI-RADS [1-5]", row["breast_birads"]):
                 reason = f"unknown assessment {row['breast_birads']!r}, expected BI-RADS 1 to 5."
             elif row["split"] not in SPLITS:
@@ -257,7 +257,7 @@ class VindrMammo:
             try:
                 findings[row["image_id"]].append(_finding(row))
             except (ValueError, SyntaxError):
-                self.rejected.add(row["image_id"], FINDINGS, "a finding that cannot be understood.")
+                self.rejected.add(row["image_id"], FINDINGS, "a finding that cannot be read.")
         return findings
 
 

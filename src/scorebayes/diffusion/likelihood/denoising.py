@@ -35,9 +35,9 @@ class Denoising:
     flips: mirror the image in every second evaluation of a level (for networks trained with flips).
     antithetic: a draw is the mean over two evaluations, the second with the noise negated and the noise level reflected
         within its stratum: what is linear in either cancels.
-    common_noise: all images of a run are asked with the same noise and noise levels (common random numbers), so that what
-        these do to all of them alike changes no order, and is in the bias that the calibration takes off. False: every
-        image has its own, named by its key.
+    common_noise: all images of a run get the same noise and noise levels (common random numbers), so that what
+        affects all images alike does not change the ranking, and the calibration removes it as a bias. False: every
+        image gets its own noise, named by its key.
     candidates: passes from which a run chooses its common noise (``choose_noise``); no more than ``repeats``: no choice.
     first: numbers of the draws (pass x levels + level) that were chosen, whole passes; the others follow in their order.
     images_per_call: images that share a network call: 4 are a fifth faster than 1 on a CPU, a GPU takes more. Images do not
@@ -66,8 +66,8 @@ class Denoising:
         levels = sorted(number % self.levels for number in self.first)
         if levels != whole_passes or len(set(self.first)) < len(self.first):
             raise ConfigError(
-                f"first = {list(self.first)} are not distinct draws, equally many at each of {self.levels} levels.",
-                "Leave it out: training chooses them.",
+                f"first = {list(self.first)}: expected distinct draws, the same number at each of {self.levels} levels.",
+                "Leave it out. Training chooses the draws.",
             )
 
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
@@ -142,8 +142,8 @@ class Denoising:
 def _class_score(errors: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
     """-D/2 log(||eps - eps_hat||^2 / D).
 
-    It is the log-likelihood of the residual as Gaussian noise of unknown size, at its best size. Against the squared error
-    itself it asks by what *share* of the image's error a class is better: an image of much texture has larger errors
+    It is the log-likelihood of the residual as Gaussian noise of unknown size, at its best size. Unlike the squared error
+    it measures by what *share* of the image's error a class is better: an image with much texture has larger errors
     under all classes, and larger differences by chance.
     """
     with np.errstate(divide="ignore", invalid="ignore"):

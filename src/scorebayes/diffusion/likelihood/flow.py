@@ -8,7 +8,7 @@ which keeps unit variance for images of unit variance, at all noise levels:
     du/drho = -sigma_t^2 / (alpha_t c) score(x_t, t, y) - s^2 / c^2 u,      x_t = alpha_t c u,
     log p(u_0) = log p(u_T) + integral of div(du/drho) drho.
 
-The lowest noise level stands for none: x is taken as z there, hence log p(x) = log p(u_0) - D log c_0. State
+The lowest noise level counts as no noise: x is taken as z there, hence log p(x) = log p(u_0) - D log c_0. State
 and integral are in float64; the score is called with float64 and casts to the dtype of its network.
 """
 
@@ -98,10 +98,14 @@ class Flow:
             raise ConfigError(f"mode = {self.mode!r} is unknown.", "Choose one of auto, forward, reverse.")
         for name in ("steps", "max_steps", "probes", "images_per_call"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}.", "Give a whole number of at least 1.")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} is too small.", "Give a whole number of at least 1."
+                )
         for name in ("rtol", "atol"):
             if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}.", "Give a tolerance between 0 and 1.")
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)} is out of range.", "Give a tolerance between 0 and 1."
+                )
 
     def __call__(self, score: Score, x: Tensor, draws: Draws) -> LogProb:
         """x [N, C, H, W] standardised -> one draw per probe, in nats of the same coordinates."""
@@ -215,7 +219,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class PaperFlow:
-    """The computation of arXiv 2502.17727, with the label passed: slow, kept as the yardstick.
+    """The computation of arXiv 2502.17727, with the label passed. It is slow and kept for comparison.
 
     Scipy's RK45 on the flow in t from t_min to 1, one image and class at a time, one probe, reverse mode.
 

@@ -1,4 +1,4 @@
-"""Denoising residuals: noise the image, ask every class to remove the noise, compare what is left.
+"""Denoising residuals: add noise to the image, denoise it under every class, compare what is left.
 
 Noise and noise level of a draw are the same for all classes, so that what differs is the class alone. Two estimators share
 these evaluations and must never be confused: ``denoising`` (the class score) and ``bound`` (nats).
@@ -22,8 +22,8 @@ from scorebayes.errors import ConfigError
 
 
 class Evaluations(NamedTuple):
-    """What the network is asked: the noise of the draws with these numbers [K], at log_snr [N, K], mirrored [K] and times
-    ``sign`` [K]. Named by its number, a draw is the same however many there are."""
+    """The inputs of the network: the noise of the draws with these numbers [K], at log_snr [N, K], mirrored [K] and times
+    ``sign`` [K]. A draw depends only on its number, not on how many there are."""
 
     numbers: NDArray[np.int64]
     log_snr: Tensor
@@ -124,4 +124,6 @@ def log_prob_of(
 def require_positive(estimator: object, *names: str) -> None:
     for name in names:
         if getattr(estimator, name) <= 0:
-            raise ConfigError(f"{name} = {getattr(estimator, name)}.", "Give a number above 0.")
+            raise ConfigError(
+                f"{name} = {getattr(estimator, name)} is not positive.", "Give a number above 0."
+            )

@@ -1,4 +1,4 @@
-"""How it decides: posteriors, noise levels, and where it should not be trusted."""
+"""How the model decides: posteriors, noise levels, and where it should not be trusted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def posteriors(run: Run) -> Section:
     panels = [
         Panel(
             figures.posteriors(cases.score, cases.truth, names, run.metrics.get("threshold")),
-            f"How often each probability was given, upwards for {names[1]}, downwards for {names[0]} images.",
+            f"How often the model gave each probability: {names[1]} images upwards, {names[0]} images downwards.",
         )
     ]
     numbers: dict[str, Any] = {"prob": cases.score, "truth": cases.truth.astype(int)}
@@ -42,15 +42,13 @@ def posteriors(run: Run) -> Section:
         panels.append(
             Panel(
                 figures.log_odds(value, error, cases.truth[finite], names),
-                "Every image from the lowest to the highest log-odds. The line through a dot is two standard "
-                "errors of the computation itself: more evaluations shorten it, more patients do not.",
+                "All images, sorted by log-odds. The line through a dot shows two Monte-Carlo standard errors: "
+                "more evaluations make it shorter, more patients do not.",
             )
         )
         of = {names[outcome]: value[cases.truth[finite] == outcome] for outcome in (False, True)}
         middle = float(np.nanmedian(error)) if np.isfinite(error).any() else None
-        caption = (
-            "The same log-odds as histograms. The bar at the top is two standard errors of a typical image."
-        )
+        caption = "The same log-odds as histograms. The bar at the top shows two standard errors of a typical image."
         panels.append(
             Panel(
                 figures.histograms(of, middle, "log-odds-histogram", f"log-odds of {names[1]}", "Log-odds"),
@@ -60,7 +58,7 @@ def posteriors(run: Run) -> Section:
         numbers |= {"median_std_error": middle, "log_odds": value, "std_error": error}
     words = [] if len(panels) > 1 else ["Not done: log-odds are not recorded in the predictions."]
     if run.evidence is None:
-        words.append("Not done: the evidence table of this split is absent.")
+        words.append("Not done: there is no evidence table of this split.")
     elif len(run.evidence):
         for name, block in run.evidence.blocks.items():
             if block.kind == "log-ratio":  # says nothing of the image under one class alone
@@ -72,7 +70,7 @@ def posteriors(run: Run) -> Section:
 
 
 def _class_values(run: Run, table: EvidenceTable, name: str) -> tuple[list[Panel], dict[str, Any]]:
-    """What a source gives each image under its true class and under the best other one."""
+    """The value of a source for each image under its true class and under the best other class."""
     block, weights = table.blocks[name], run.weights.get(name, np.empty(0))
     label = {"density": "log-likelihood [nats]", "lower-bound": "bound [nats]"}.get(block.kind, block.kind)
     if block.kind == "class-score" and len(weights) == block.n_levels:
@@ -91,12 +89,12 @@ def _class_values(run: Run, table: EvidenceTable, name: str) -> tuple[list[Panel
     panels = [
         Panel(
             figures.histograms(of, error, f"class-likelihood-{name}", label, f"Under the true class: {name}"),
-            "What the estimator gives each image under its own class, by class. The bar at the top is two standard "
-            "errors of a typical image.",
+            "Value of the estimator for each image under its true class, by class. The bar at the top shows two "
+            "standard errors of a typical image.",
         ),
         Panel(
             figures.class_values(own, rest, label, f"class-values-{name}"),
-            "Right of 0 the true class explains the image better than any other, before prior and bias.",
+            "To the right of 0, the true class explains the image better than any other class, before prior and bias.",
         ),
     ]
     better = float(np.mean(own > rest))
@@ -106,13 +104,13 @@ def _class_values(run: Run, table: EvidenceTable, name: str) -> tuple[list[Panel
 
 
 def levels(run: Run) -> Section:
-    title, table = "Which source and which noise level decides", run.evidence
+    title, table = "Which sources and noise levels decide", run.evidence
     if table is None:
         command = run.command("score", f"--split {run.split}")
-        return Section("levels", title, missing="the evidence table of this split is absent", command=command)
+        return Section("levels", title, missing="there is no evidence table of this split", command=command)
     truth = table.labels == run.positive
     if not truth.any() or truth.all():
-        return Section("levels", title, ["Only one class is present among the scored images."])
+        return Section("levels", title, ["The scored images have only one class."])
     words, panels, rows, numbers = [], [], [], {}
     for name, block in table.blocks.items():
         means, weights = block.level_means, run.weights.get(name, np.empty(0))
@@ -138,7 +136,7 @@ def levels(run: Run) -> Section:
         )
         numbers[name] = found
     header = ("Source", "Levels", "Evaluations per class", "AUC alone", "Spread of its log-odds")
-    caption = "What each source of evidence says; the spread is a standard deviation over the images, in nats"
+    caption = "Each source of evidence. The spread is the standard deviation over the images, in nats"
     return Section("levels", title, words, [Table(caption, header, rows)], panels, numbers=numbers)
 
 
@@ -150,15 +148,15 @@ def _level_panels(name: str, found: Mapping[str, Any], fitted: bool) -> list[Pan
             figures.level_auc(
                 log_snr, found["auc"], found["auc_low"], found["auc_high"], f"level-auc-{name}"
             ),
-            f"How well one noise level of {name} alone tells the images apart. Left: coarse structure, much noise; right: "
-            "fine detail. The band takes images as independent (DeLong).",
+            f"How well each single noise level of {name} separates the images. Left: much noise, coarse structure. Right: "
+            "little noise, fine detail. The band assumes independent images (DeLong).",
         )
     ]
     if fitted:
         panels.append(
             Panel(
                 figures.level_weights(log_snr, found["weights"], f"level-weights-{name}"),
-                f"How much each noise level of {name} counts in the decision, as fitted on validation images.",
+                f"The weight of each noise level of {name} in the decision, fitted on validation images.",
             )
         )
     return panels
@@ -176,35 +174,35 @@ def abstention(run: Run) -> Section:
         point = (float(decided.mean()), float(wrong[decided].mean()))
     panel = Panel(
         figures.coverage(curve, point),
-        "If the model may stay silent where it is least sure, how many of its answers are wrong? From the "
-        "most confident image on the left to all on the right, deciding by the most probable class.",
+        "How many answers are wrong if the model answers only where it is most confident? From the most "
+        "confident image on the left to all images on the right. The answer is the most probable class.",
     )
     undecided = int((~decided).sum())
     words = [
-        f"{share(undecided, len(cases))} answers lie within two standard errors of the computation from the "
-        "threshold and are reported as undecided."
+        f"{share(undecided, len(cases))} answers lie within two Monte-Carlo standard errors of the threshold and are "
+        "reported as undecided."
     ]
     numbers = {"coverage": curve, "undecided": undecided, "decided_point": point, "foreign": run.ood}
     if not run.ood:
-        words.append(f"Not done: images of another kind ('{run.command('benchmark ood')}').")
+        words.append(f"Not done: foreign images ('{run.command('benchmark ood')}').")
         return Section("abstention", title, words, panels=[panel], numbers=numbers)
     more, table = _foreign(run.ood)
     return Section("abstention", title, words + more, [table], [panel], numbers=numbers)
 
 
 def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
-    """What was declined of images of another kind, in words and by kind."""
+    """Which foreign images were declined, in words and by kind."""
     own = found["in_distribution"]
     words = [
-        "Typicality asks whether an image is as easy for the network as those it was validated on, and looks like those it "
-        f"was trained on. It declines {own['flagged']:.1%} of the {own['n']} test images and, of images of another kind, "
-        "the shares below. Beside it a plain rule, which declines what has a low likelihood and aims at the same share of "
-        "false alarms. An AUC below 0.5 means that the foreign images are more likely than the test images."
+        "Typicality checks whether an image is as easy for the network as the validation images, and whether it looks like "
+        f"the training images. It declines {own['flagged']:.1%} of the {own['n']} test images; the table shows its share "
+        "for foreign images. For comparison, a plain rule declines images of low likelihood, with the same intended share "
+        "of false alarms. An AUC below 0.5 means that the foreign images are more likely than the test images."
     ]
     if not found["judged_by_prediction"]:
         words.append(
-            "The run was calibrated without looking at the appearance of images: its own predictions decline by the "
-            "noise levels alone (third column)."
+            "This run was calibrated without the appearance of images: its predictions decline by the noise levels "
+            "alone (third column)."
         )
     rows = [
         (
@@ -218,19 +216,19 @@ def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
         for name, row in found["kinds"].items()
     ]
     header = ("Kind", "Declined", "by noise levels alone", "AUC", "by likelihood", "AUC of likelihood")
-    return words, Table("Images of another kind", header, rows)
+    return words, Table("Foreign images", header, rows)
 
 
 def robustness(run: Run) -> Section:
     title, found, attacks = "Corrupted and attacked images", run.robustness, run.adversarial
     if not found and not attacks:
         command = run.command("benchmark robustness")
-        return Section("robustness", title, missing="corrupted images were not tried", command=command)
+        return Section("robustness", title, missing="no corrupted images were tested", command=command)
     words, tables, panels = [], [], []
     if found:
         words.append(
             f"{found['images']} test images under {len({r['kind'] for r in found['conditions']}) - 1} corruptions, at "
-            f"severities {', '.join(map(str, found['severities']))}. Nothing was fitted anew."
+            f"severities {', '.join(map(str, found['severities']))}. Nothing was refitted."
         )
         tables += [_corruption_means(found), _corruption_kinds(found)]
         model = next(iter(found["summary"]))
@@ -240,13 +238,13 @@ def robustness(run: Run) -> Section:
         svg = heat_map(
             grid, kinds, [str(s) for s in found["severities"]], "robustness-auc", "AUC", min(0.5, grid.min())
         )
-        panels.append(Panel(svg, f"AUC of {model} for every corruption, from the mildest to the worst."))
+        panels.append(Panel(svg, f"AUC of {model} for every corruption, from mild to severe."))
     else:
         words.append(f"Not done: corruptions ('{run.command('benchmark robustness')}').")
     if attacks:
         words.append(
-            "An attacker changes every pixel by at most the budget, with the gradient (PGD) or by trial (Square). No model "
-            "here was trained to withstand it."
+            "An attacker may change every pixel by at most the budget, using gradients (PGD) or trial and error (Square). "
+            "No model here was trained to resist attacks."
         )
         rows = [
             (

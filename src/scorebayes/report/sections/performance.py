@@ -1,4 +1,4 @@
-"""How well it does: discrimination, decisions, calibration, usefulness, and how precisely that is known."""
+"""Performance: discrimination, decisions, calibration, usefulness, and how precisely they are known."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def precision(run: Run) -> Section:
     positives = round((m.get("prevalence") or 0) * n)
     patients = f" of {m['n_patients']} patients" if m.get("n_patients") else ""
     words = [
-        f"{positives} {run.positive_name} images and {n - positives} others{patients} were evaluated. Half-widths of "
-        "95 % intervals are below. They shrink with the square root of the number of cases, which gives the last column."
+        f"{positives} {run.positive_name} images and {n - positives} others{patients} were evaluated. The table gives "
+        "half-widths of 95 % intervals. The last column assumes that they shrink with the square root of the sample size."
     ]
     rows, half = [], {}
     for name, label in _PRECISE:
@@ -82,9 +82,10 @@ def _by_level(m: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _pooling_words(values: Mapping[str, Any]) -> str:
     return (
-        "Images of a breast (of a patient, where sides are not known) are pooled by adding their evidence, divided by "
-        f"1 + (n - 1) r for n images, with the correlation r = {values['correlation']:.2f} "
-        "(0: independent; 1: the mean), fitted on validation where there are enough. A patient is positive if a breast is."
+        "Images of a breast (of a patient, if the sides are unknown) are pooled: their evidence is added and divided by "
+        f"1 + (n - 1) r for n images. The correlation r = {values['correlation']:.2f} "
+        "(0: independent; 1: the mean) is fitted on validation images if there are enough. A patient is positive if one "
+        "breast is."
     )
 
 
@@ -99,7 +100,7 @@ def discrimination(run: Run) -> Section:
     absent = [name for name in ("breast", "patient") if name not in dict(levels)]
     if absent:
         words.append(
-            f"Not done: metrics by {' and by '.join(absent)} (not known, or one image each, so that by image says it)."
+            f"Not done: metrics by {' and by '.join(absent)} (unknown, or one image each, so the values by image apply)."
         )
     words += [_pooling_words(values) for name, values in levels if "correlation" in values][:1]
     table = Table(
@@ -120,13 +121,13 @@ def discrimination(run: Run) -> Section:
         panels = [
             Panel(
                 figures.roc(curve, band, roc_point, f"{area:.3f}"),
-                "The nearer the curve to the upper left corner, the better. The band shows where curves of "
-                "other patients like these would lie (95 %, point by point). The dot is the threshold used.",
+                "The closer the curve is to the upper left corner, the better. The band shows where the curves of "
+                "similar patients would lie (95 %, point by point). The dot is the threshold used.",
             ),
             Panel(
                 figures.precision_recall(curve, band, pr_point, float(cases.truth.mean())),
-                f"Of the images called {run.positive_name}, how many are (precision), while more and more of "
-                "them are found (recall). The dashed line is guessing.",
+                f"Precision: the share of images called {run.positive_name} that really are. Recall: the share of "
+                f"{run.positive_name} images that are found. The dashed line is guessing.",
             ),
         ]
         numbers = {
@@ -159,12 +160,12 @@ def threshold(run: Run) -> Section:
     levels += [(name, v["at_threshold"]) for name, v in _by_level(m)[1:] if "at_threshold" in v]
     rates = [[label, *(estimate(values, name) for _, values in levels)] for name, label in names.items()]
     elsewhere = metrics.predictive_values(run.at_threshold, PREVALENCES)
-    fixed = "fixed before these images were looked at"
+    fixed = "this rule was fixed before these images were used"
     if run.split == "val":
-        fixed = "on these very images, so that the rates flatter it"
+        fixed = "this rule was chosen on these same images, so the rates are too optimistic"
     words = [
-        f"Decided by {threshold_words(run).removeprefix('at ')}, {fixed}. "
-        f"Predictive values hold for the prevalence here, {m.get('prevalence') or 0:.1%}."
+        f"Decided by {threshold_words(run).removeprefix('at ')}; {fixed}. "
+        f"Predictive values hold for the prevalence of these images, {m.get('prevalence') or 0:.1%}."
     ]
     tables = [
         Table("Confusion table", header, rows),
@@ -178,13 +179,13 @@ def threshold(run: Run) -> Section:
         cells = [
             [f"{row['prevalence']:.1%}", estimate(row, "ppv"), estimate(row, "npv")] for row in elsewhere
         ]
-        caption = f"If {run.positive_name} were rarer or more common, at the same cut on the evidence"
+        caption = f"If {run.positive_name} were rarer or more common, with the same cut-off on the evidence"
         tables.append(
             Table(caption, ("Prevalence", "positive predictive value", "negative predictive value"), cells)
         )
         words.append(
-            "The last table is Bayes' rule from sensitivity and specificity: it holds where only the prevalence differs. "
-            f"The same prior goes into single answers by '{run.command('predict', 'FILES --prior 0.01')}'."
+            "The last table follows from sensitivity and specificity by Bayes' rule, if only the prevalence differs. "
+            f"To use such a prior for single images: '{run.command('predict', 'FILES --prior 0.01')}'."
         )
     numbers = {"confusion": counts, "threshold": m.get("threshold"), "by_prevalence": elsewhere}
     return Section("threshold", title, words, tables, numbers=numbers)
@@ -243,10 +244,10 @@ def calibration(run: Run) -> Section:
         "calibration_slope": "slope (1 is ideal; below 1: too extreme)",
         "calibration_intercept": "intercept (0 is ideal; above 0: too low)",
         "ece": "expected calibration error",
-        "ece_by_chance": "the same, were the probabilities right: chance alone", "brier": "Brier score",
+        "ece_by_chance": "calibration error expected by chance", "brier": "Brier score",
         "log_loss": "log loss [nats]",
         "saturated": f"share of images with a probability beyond {metrics.SATURATED}",
-        "saturated_accuracy": "how many of these are named rightly",
+        "saturated_accuracy": "share of these that are classified correctly",
     }  # fmt: skip
     columns = {"raw": m.get("raw") or {}, "calibrated": m}
     rows = [
@@ -256,7 +257,7 @@ def calibration(run: Run) -> Section:
     right = int((sure & (cases.prob.argmax(1) == cases.labels)).sum())
     words = [
         f"{share(int(sure.sum()), len(cases))} images have a probability beyond {metrics.SATURATED}"
-        + (f"; {right} of these are named rightly." if sure.any() else ".")
+        + (f"; {right} of these are classified correctly." if sure.any() else ".")
     ]
     words += _shift_words(run)
     if not columns["raw"]:
@@ -274,13 +275,13 @@ def calibration(run: Run) -> Section:
     else:
         words.append("Not done: the reliability of the raw, uncalibrated probabilities.")
     what = {
-        "raw": "Before calibration: all noise levels counted alike, no class bias added.",
-        "calibrated": "After calibration, which was fitted on other (validation) images.",
+        "raw": "Before calibration: all noise levels have equal weight, and there is no class bias.",
+        "calibrated": "After calibration, which was fitted on separate validation images.",
     }
     panels = [
         Panel(
             figures.reliability(curve, scores[name], f"reliability-{name}", f"Reliability, {name}"),
-            f"{what[name]} A dot on the dashed line means: of the images given 30 %, 30 % are "
+            f"{what[name]} On the dashed line, 30 % of the images given a probability of 30 % are "
             f"{run.positive_name}. Bars are 95 % intervals; the grey bars below count images.",
         )
         for name, curve in curves.items()
@@ -291,20 +292,20 @@ def calibration(run: Run) -> Section:
 
 
 def _shift_words(run: Run) -> list[str]:
-    """Whether these images look like the training images; nothing where it was not measured."""
+    """Whether these images look like the training images; empty if it was not measured."""
     shift = run.metrics.get("shift") or {}
     if not shift:
         return []
     areas = ", ".join(f"{short(name)} {estimate(values, 'auc')}" for name, values in shift.items())
     told = (
-        "Class by class, plain statistics of their look tell these images from the training images with an AUC of: "
+        "How different these images look from the training images, by class, as the AUC of simple image statistics: "
         f"{areas} (0.5: no difference)."
     )
     if any(values["noticed"] for values in shift.values()):
         remedy = run.command("recalibrate", "--data KIND:PATH --out NEW")
         told += (
-            " Calibration and threshold were fitted on images like the training images, and may not hold here: "
-            f"'{remedy}' fits them on labelled images from here."
+            " Calibration and threshold were fitted on images like the training images and may not hold here. "
+            f"'{remedy}' fits them on labelled images from this site."
         )
     return [told]
 
@@ -316,8 +317,8 @@ def usefulness(run: Run) -> Section:
     curve = metrics.decision_curve(cases.truth, cases.score)
     panel = Panel(
         figures.decision(curve, run.metrics.get("threshold")),
-        "Net benefit of acting when the probability exceeds a threshold: true alarms per image, false ones "
-        "subtracted at the rate that the threshold implies. The model is useful where its line is highest.",
+        "Net benefit of acting when the probability exceeds a threshold: true alarms per image minus false alarms, "
+        "weighted as the threshold implies. The model is useful where its line is highest.",
     )
     return Section("usefulness", title, panels=[panel], numbers={"decision_curve": curve})
 
@@ -327,7 +328,7 @@ def subgroups(run: Run) -> Section:
     if cases is None or not cases.both_classes:
         return not_evaluated(run, "subgroups", title)
     if table is None or not grouping_columns(table):
-        words = ["The data set gives no view, side or other grouping."]
+        words = ["The data set has no view, side or other grouping."]
         return Section("subgroups", title, words, missing="no grouping is known", numbers={"groups": []})
     extra = table.drop_duplicates("image_id").set_index("image_id").reindex(cases.image_id)
     rows = [Row("all images", run.metrics.get("auc"), *interval(run.metrics, "auc"), strong=True)]
@@ -339,8 +340,8 @@ def subgroups(run: Run) -> Section:
             rows.append(_subgroup(f"{short(column)}: {short(value) or 'not known'}", cases, values == value))
     caption = (
         f"AUC of {run.positive_name} against the rest in each group, with 95 % interval. Groups with fewer "
-        f"than {SMALLEST_SUBGROUP} images of either kind are not shown: their AUC would be chance. Of many "
-        "groups one in twenty differs by chance."
+        f"than {SMALLEST_SUBGROUP} images of either class are not shown: their AUC would be mostly chance. Among "
+        "many groups, one in twenty differs by chance."
     )
     panel = Panel(figures.forest(rows, "subgroups-forest", "AUC", rows[0].value), caption)
     return Section("subgroups", title, panels=[panel], numbers={"groups": [row._asdict() for row in rows]})

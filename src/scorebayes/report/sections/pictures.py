@@ -21,7 +21,7 @@ def examples(run: Run) -> Section:
     title, stored, cases = "Best, worst and median images", run.arrays("thumbnails.npz"), run.cases
     if stored is None or cases is None:
         command = run.command("evaluate", f"--split {run.split}")
-        return Section("examples", title, missing="no pictures of the cases were kept", command=command)
+        return Section("examples", title, missing="no images of the cases were stored", command=command)
     row_of = {str(name): row for row, name in enumerate(cases.image_id)}
     shown = [
         (cases.prob[row_of[str(name)], cases.labels[row_of[str(name)]]], row_of[str(name)], image)
@@ -52,16 +52,18 @@ def examples(run: Run) -> Section:
         maps = [evidence[str(cases.image_id[row])] for _, row, _ in group if cases.image_id[row] in evidence]
         if maps:
             galleries.append(Gallery(f"{name}: evidence", [picture for picture, _ in maps]))
-    words = ["Ordered by the probability of the true class. Below each: class, that probability, id."]
+    words = [
+        "Sorted by the probability of the true class. Below each image: its class, that probability, and its id."
+    ]
     if evidence:
         words.append(
-            "Evidence: orange pixels speak for the class named below the map, blue ones against it. The sum of a map and of "
-            "what no pixel says (bias, prior, the sources' own offsets) is the log-odds, given with its "
+            "Evidence: orange pixels count for the class named below the map, blue pixels count against it. A map plus the "
+            "part that belongs to no pixel (bias, prior, offsets of the sources) sums to the log-odds, shown with its "
             "Monte-Carlo standard error. Maps are smoothed for display."
         )
     else:
         command = run.command("explain", f"--split {run.split}")
-        words.append(f"Not done: evidence maps (which pixels decided). To get them: {command}")
+        words.append(f"Not done: evidence maps (which pixels drove the decision). To make them: {command}")
     numbers = {
         "images": [
             {"image_id": name, "prob_true": prob, **(evidence[str(name)][1] if str(name) in evidence else {})}
@@ -94,7 +96,7 @@ def _evidence(run: Run, cases: Cases) -> dict[str, tuple[Picture, dict[str, Any]
 
 
 def samples(run: Run) -> Section:
-    title, stored = "Generated images beside their nearest training images", run.arrays("samples.npz")
+    title, stored = "Generated images and their nearest training images", run.arrays("samples.npz")
     if stored is None:
         return Section("samples", title, missing="no images were generated", command=run.command("sample"))
     galleries = []
@@ -114,8 +116,8 @@ def samples(run: Run) -> Section:
             ]
             galleries.append(Gallery(f"{name}: nearest training image of each", pictures))
     words = [
-        "What the model believes each class looks like. A generated image that equals its neighbour was "
-        "learned by heart. Distances are root sums of squared grey-value differences."
+        "What the model believes each class looks like. A generated image that equals its nearest training image was "
+        "memorised. Distances are root sums of squared grey-value differences."
     ]
     distance = stored.get("distance", np.zeros(0))
     numbers = {

@@ -1,4 +1,4 @@
-"""How it was trained, what its estimators bring, and what it costs."""
+"""How the model was trained, its learning curves, and what it costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scorebayes.report.parts import (
 
 _CURVES = {
     "learning": "training images of each class",
-    "imbalance": "images of the common class for one of the rare",
+    "imbalance": "images of the common class per image of the rare class",
 }
 
 
@@ -22,17 +22,17 @@ def training(run: Run) -> Section:
     title, log = "Training", run.log
     losses = log.dropna(subset=["step", "loss"])
     if losses.empty:
-        return Section("training", title, missing="no training log", command=run.command("train", "--resume"))
-    caption = (
-        "The thin line is every record, the thick one its running mean. It says nothing about the classes."
-    )
+        return Section(
+            "training", title, missing="there is no training log", command=run.command("train", "--resume")
+        )
+    caption = "The thin line shows every record, the thick line a running mean. The loss says nothing about the classes."
     panels = [Panel(figures.training_loss(losses["step"].to_numpy(), losses["loss"].to_numpy()), caption)]
     checks = log.dropna(subset=["step", "val_log_loss"])
     words, chosen = [], None
     if len(checks):
         chosen = int(checks["step"].iloc[int(checks["val_log_loss"].to_numpy().argmin())])
         step, loss, auc = (checks[name].to_numpy() for name in ("step", "val_log_loss", "val_auc"))
-        caption = "What the checkpoint is chosen by. Lower log-loss and higher AUC are better."
+        caption = "The checkpoint with the lowest validation log-loss is used. Lower log-loss and higher AUC are better."
         panels.append(Panel(figures.validation(step, loss, auc, chosen), caption))
     else:
         words.append("Not done: no validation was recorded during training.")
@@ -52,11 +52,13 @@ def curves(run: Run) -> Section:
     found = {name: run.curves[name] for name in _CURVES if run.curves.get(name)}
     absent = [name for name in _CURVES if name not in found]
     if not found:
-        return Section("curves", title, missing="the model was not trained on fewer or more skewed images")
+        return Section(
+            "curves", title, missing="the model was not trained on smaller or more imbalanced sets"
+        )
     panels = [
         Panel(
             figures.learning(models, name, _CURVES[name]),
-            "AUC on test images over what the models were trained on; bands are 95 % intervals.",
+            "AUC on test images against the size or balance of the training set. Bands are 95 % intervals.",
         )
         for name, models in found.items()
     ]

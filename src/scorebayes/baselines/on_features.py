@@ -1,0 +1,78 @@
+"""Logistic regression on the pooled features of a frozen encoder: what a practitioner would try first."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scorebayes.baselines.base import Fitted, Kind
+from scorebayes.baselines.logistic import fit_regression
+from scorebayes.data.load import ImageSet
+from scorebayes.evidence.encoders import Encoder, open_encoder
+from scorebayes.progress import progress_bar
+from scorebayes.runs.run import Run
+
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+IMAGES_AT_A_TIME = 32
+
+
+class LogisticOnFeatures(Kind):
+    """Multinomial logistic regression on the mean of the encoder's last features over image and mirror image.
+
+    The encoder is that of [evidence.features], or the default one. The strength of regularisation (C) is the one of lowest
+    validation log-loss. The encoder's weights were trained on other images: never to be mixed with models from scratch.
+    """
+
+    title = "logistic regression on pretrained features"
+    on_cpu = True
+    pretrained = True
+
+    def build(self, run: Run) -> nn.Module:
+        options = run.config.sections["evidence"].get("features", {})
+        encoder = open_encoder(options.get("encoder", "lite0"), options.get("size", 224), torch.device("cpu"))
+        return _OnFeatures(encoder, run.scaling[:2], len(run.facts.classes))
+
+    def fit(self, run: Run, train: ImageSet, val: ImageSet, folder: Path, steps: int | None) -> Fitted:
+        start = time.monotonic()
+        net = self.build(run)
+        assert isinstance(net, _OnFeatures)
+        weights, record = fit_regression(
+            (_pooled(net, run, train), train.labels), (_pooled(net, run, val), val.labels), STRENGTHS
+        )
+        net.load_state_dict(weights)
+        encoder = {key: getattr(net.encoder, key) for key in ("name", "sha256", "licence")}
+        record |= {"encoder": encoder, "seconds": time.monotonic() - start}
+        return Fitted(net, run.facts.log_shares, record)
+
+
+class _OnFeatures(nn.Module):
+    """Standardised images -> logits: encoder, mean over the cells and both mirror images, one linear layer in float64."""
+
+    def __init__(self, encoder: Encoder, scaling: tuple[float, float], n_classes: int) -> None:
+        super().__init__()
+        self.encoder, self.scaling = encoder, scaling
+        self.layer = nn.Linear(encoder.pooled_features, n_classes, dtype=torch.float64)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """[N, C, S, S] -> [N, F] float64."""
+        pixels = (x.cpu().float() * self.scaling[1] + self.scaling[0]).clamp(0, 1)
+        both = [self.encoder.pooled(view) for view in (pixels, pixels.flip(-1))]
+        return torch.stack(both).mean(dim=0).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.pooled(x))
+
+
+def _pooled(net: _OnFeatures, run: Run, images: ImageSet) -> NDArray[np.float64]:
+    parts = []
+    with torch.no_grad(), progress_bar("features", len(images)) as advance:
+        for first in range(0, len(images), IMAGES_AT_A_TIME):
+            some = images.images[first : first + IMAGES_AT_A_TIME]
+            parts.append(net.pooled(run.standardise(some)).numpy())
+            advance(min(first + IMAGES_AT_A_TIME, len(images)), "")
+    return np.concatenate(parts)

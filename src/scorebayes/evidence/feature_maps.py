@@ -1,0 +1,160 @@
+"""From images to whitened feature maps: encode an image and its mirror image, and keep the principal components."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scorebayes.data.load import ImageSet
+from scorebayes.errors import ConfigError
+from scorebayes.evidence.base import Home
+from scorebayes.evidence.encoders import Encoder
+from scorebayes.evidence.learned_score import OfImages
+from scorebayes.progress import progress_bar
+from scorebayes.storage.atomic import write_atomically
+
+IMAGES_AT_A_TIME = 16  # that the encoder sees in one call
+LEAST_VARIANCE = 1e-6  # of a component, as a share of the first
+
+
+class FeatureMaps:
+    """The maps of an encoder, and their principal components.
+
+    path: of the file with the components. size: side of the images that the encoder sees. components: how many are kept.
+    """
+
+    def __init__(self, home: Home, encoder: Encoder, path: Path, size: int, components: int) -> None:
+        self.home, self.encoder, self.path = home, encoder, path
+        self.size, self.components = size, components
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a whitened map: components, height, width."""
+        return len(self.basis["axes"]), self.encoder.cells, self.encoder.cells
+
+    @property
+    def sha256(self) -> str:
+        """Of the components."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standardised images [N, C, S, S] -> whitened maps of image and mirror image [N, 2, K, h, w], with gradient."""
+        return self.whitened(self.encoded(x))
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """Standardised images [N, C, S, S] -> maps of the encoder, of the image and of its mirror image [N, 2, F, h, w]. The
+        gradient passes through."""
+        mean, std, _ = self.home.scaling
+        pixels = (x.float() * std + mean).clamp(0, 1)
+        return torch.stack([self.encoder(pixels), self.encoder(pixels.flip(-1))], dim=1)
+
+    def whitened(self, maps: Tensor) -> Tensor:
+        """[N, 2, F, h, w] -> principal components of unit variance [N, 2, K, h, w]."""
+        centred = maps - self.basis["mean"][:, None, None]
+        return torch.einsum("kf,nmfhw->nmkhw", self.basis["axes"], centred)
+
+    @cached_property
+    def basis(self) -> dict[str, Tensor]:
+        """mean [F] and axes [K, F] of the features. ConfigError where they are lost."""
+        if not self.path.exists():
+            raise ConfigError(f"{self.path}: missing.", "Finish the run with 'scorebayes train --resume'.")
+        return safetensors.torch.load_file(self.path)
+
+    def of_images(self, images: ImageSet, title: str) -> Tensor:
+        """Maps of the encoder of prepared images, [N, 2, F, h, w] in half precision; kept in the run's cache by content."""
+        store = _Store(self.home, self.encoder.name, self.encoder.sha256, self.size)
+        found = []
+        with progress_bar(title, len(images)) as advance:
+            for first in range(0, len(images), IMAGES_AT_A_TIME):
+                levels = images.images[first : first + IMAGES_AT_A_TIME]
+                maps = store.read(levels)
+                if maps is None:
+                    with torch.no_grad():
+                        maps = self.encoded(self.home.standardise(levels)).half()
+                    store.write(levels, maps)
+                found.append(maps)
+                advance(min(first + IMAGES_AT_A_TIME, len(images)), "")
+        return torch.cat(found)
+
+    def learn(self, maps: Tensor) -> None:
+        """Principal axes of the cells of the training maps, scaled to unit variance."""
+        if self.path.exists():
+            return
+        cells = maps.float().permute(0, 1, 3, 4, 2).flatten(0, 3).double()
+        mean = cells.mean(dim=0)
+        covariance = (cells - mean).T @ (cells - mean) / len(cells)
+        variances, axes = torch.linalg.eigh(covariance)
+        variances, axes = variances.flip(0), axes.flip(1)
+        kept = int((variances > LEAST_VARIANCE * variances[0]).sum().clamp(max=self.components))
+        share = float(variances[:kept].sum() / variances.sum())
+        scaled = (axes[:, :kept] / variances[:kept].sqrt()).T
+        arrays = {"mean": mean.float(), "axes": scaled.float(), "kept_variance": torch.tensor(share)}
+        write_atomically(
+            self.path, safetensors.torch.save({name: of.contiguous() for name, of in arrays.items()})
+        )
+
+
+@dataclass(frozen=True)
+class MapExamples(OfImages):
+    """Whitened maps as a score is fitted to them: those of the image or of its mirror image, moved by up to ``shift`` cells.
+
+    raw: maps of the encoder [N, 2, F, h, w].
+    """
+
+    maps: FeatureMaps
+    raw: Tensor
+    shift: int
+
+    def batch(self, rows: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        which = torch.randint(2, (len(rows),), generator=generator)
+        most = self.shift
+        moved = torch.randint(-most, most + 1, (len(rows), 2), generator=generator).tolist()
+        chosen = self.raw[torch.from_numpy(rows), which].float()[:, None]
+        x = self.maps.whitened(chosen)[:, 0]
+        return torch.stack([_moved(one, *by) for one, by in zip(x, moved, strict=True)])
+
+    def middle(self, rows: NDArray[np.int64]) -> Tensor:
+        return self.maps.whitened(self.raw[torch.from_numpy(rows), :1].float())[:, 0]
+
+
+def _moved(x: Tensor, down: int, right: int) -> Tensor:
+    """[K, h, w], moved by cells; the edge is repeated."""
+    rows = (torch.arange(x.shape[1]) - down).clamp(0, x.shape[1] - 1)
+    columns = (torch.arange(x.shape[2]) - right).clamp(0, x.shape[2] - 1)
+    return x[:, rows][:, :, columns]
+
+
+class _Store:
+    """Maps of the encoder in the run's cache, a file for each batch of images, named by their content and the encoder."""
+
+    def __init__(self, home: Home, *made_by: object) -> None:
+        self.folder = home.path / "cache" / "features"
+        self.made_by = repr([*made_by, home.scaling])
+
+    def _path(self, levels: NDArray) -> Path:
+        digest = hashlib.blake2b(
+            self.made_by.encode() + np.ascontiguousarray(levels).tobytes(), digest_size=16
+        )
+        return self.folder / f"{digest.hexdigest()}.safetensors"
+
+    def read(self, levels: NDArray) -> Tensor | None:
+        path = self._path(levels)
+        if not path.exists():
+            return None
+        try:
+            return safetensors.torch.load_file(path)["maps"]
+        except (safetensors.SafetensorError, KeyError):  # encoded again
+            return None
+
+    def write(self, levels: NDArray, maps: Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path(levels), safetensors.torch.save({"maps": maps.contiguous()}))
