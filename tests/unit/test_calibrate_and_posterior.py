@@ -189,7 +189,7 @@ def test_a_calibration_survives_json():
     calibration = fit_calibration(make_table(), UNIFORM)
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     np.testing.assert_array_equal(again.weights[NAME], calibration.weights[NAME])
-    assert again.penalty == calibration.penalty
+    assert again.penalties == calibration.penalties and again.shares == calibration.shares
 
 
 def test_a_table_survives_parquet_in_parts(tmp_path):

@@ -4,30 +4,36 @@ logistic loss.
 The logit of class y is the sum over the sources of ``weights[source] @ (mean value of each of its levels under y)``, plus
 ``bias[y]``, with weights >= 0; ``bayes`` adds the explicit log-prior afterwards. One weight for all levels is a temperature;
 free weights say which levels decide. The penalty pulls the weights of a source's levels, in units of the spread of their
-level, towards a common value, so that few validation images give a temperature and many give a weighting. The sums of the
-weights of two sources are pulled, weakly, towards each other: sources count alike unless the images say otherwise.
+level, towards a common value, so that few validation images give a temperature and many give a weighting.
+
+Several sources are weighed in three steps (docs/decisions/0021), so that all together are never much worse than the best of
+them: each is calibrated alone; what each would lose on images left out of its fit gives the sources' shares, as in
+pseudo-BMA+ (Yao, Vehtari, Simpson & Gelman 2018, doi 10.1214/17-BA1091); then one scale for each source is fitted, pulled
+firmly towards its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from scorebayes.decision.table import OK, Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _BIAS_PENALTY = 1.0
-_SCALE_PENALTY = 0.01
-_PAIR_PENALTY = 1.0
+_SCALE_PENALTY = 0.01  # of a single source
+_RIDGE = 1.0  # on the sum of a source's weights, in units of spread, where there are several
+_SHARE_PULL = 10.0  # of a source's scale towards its share
+_BOOTSTRAPS = 500
 
 BySource = Mapping[str, NDArray[np.float64]]
 
@@ -37,16 +43,17 @@ class Calibration:
     """How table values become logits.
 
     weights: [L] >= 0 by source, one for each level. bias: [Y]. level_log_snr: [L] by source, mean log-SNR of each level, for
-    plots. kinds: by source, what its values are. penalty: chosen by cross-validation, rather too heavy than too light.
-    log_loss: cross-fitted, nats per image. n: images it was fitted on. draw_means: [K, Y] by source, every draw in the mean
-    over these images.
+    plots. kinds: by source, what its values are. penalties: by source, chosen by cross-validation, rather too heavy than too
+    light. shares: by source, of what they say together. log_loss: cross-fitted, nats per image. n: images it was fitted on.
+    draw_means: [K, Y] by source, every draw in the mean over these images.
     """
 
     weights: BySource
     bias: NDArray[np.float64]
     level_log_snr: BySource
     kinds: Mapping[str, str]
-    penalty: float = float("nan")
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
     log_loss: float = float("nan")
     n: int = 0
     draw_means: BySource = field(default_factory=dict)
@@ -117,7 +124,7 @@ class Calibration:
 
         return Calibration(
             arrays("weights"), np.asarray(stored["bias"], dtype=np.float64), arrays("level_log_snr"), dict(stored["kinds"]),
-            stored["penalty"], stored["log_loss"], stored["n"], arrays("draw_means"),
+            dict(stored["penalties"]), dict(stored["shares"]), stored["log_loss"], stored["n"], arrays("draw_means"),
         )  # fmt: skip
 
     def _require_same(self, table: EvidenceTable) -> None:
@@ -133,7 +140,7 @@ class Calibration:
 def fit_calibration(
     table: EvidenceTable, log_prior: NDArray, *, folds: int = 5, seed: int = 0
 ) -> Calibration:
-    """Fit weights and bias on the labelled images of a table, choosing the penalty by cross-validation.
+    """Fit weights and bias on the labelled images of a table, with every choice made by cross-validation over patients.
 
     Parameters
     ----------
@@ -143,36 +150,134 @@ def fit_calibration(
     Raises DataError if a class has fewer than two images.
     """
     table = table.rows((table.labels >= 0) & (table.status == OK))
-    labels = table.labels
-    counts = np.bincount(labels, minlength=table.n_classes)
+    counts = np.bincount(table.labels, minlength=table.n_classes)
     if counts.min() < 2:
         raise DataError(
             f"calibration needs at least two validation images of every class, got {counts.tolist()}.",
             "Give more validation data.",
         )
-    means = np.concatenate([block.level_means for block in table.blocks.values()], axis=1)
-    spread = _spread(means)
-    z = (means - means.mean(axis=2, keepdims=True)) / spread[:, None]
-    sizes = [block.n_levels for block in table.blocks.values()]
-    splitter = StratifiedKFold(min(folds, int(counts.min())), shuffle=True, random_state=seed)
-    parts = list(splitter.split(z, labels))
-    penalties = PENALTIES if max(sizes) > 1 else (1.0,)
-    pulls = [_pull(penalty, sizes) for penalty in penalties]
-    losses = np.stack([_cross_fitted_losses(z, labels, log_prior, pull, parts) for pull in pulls])
-    chosen = _heaviest_that_may_be_best(losses)
-    weights, bias = _fit(z, labels, log_prior, pulls[chosen])
-    by_source = np.split(weights / spread, np.cumsum(sizes)[:-1])
+    images = _Images(
+        {name: block.level_means for name, block in table.blocks.items()},
+        table.labels,
+        np.asarray(log_prior, dtype=np.float64),
+        np.unique(table.patients, return_inverse=True)[1],
+    )
+    parts = images.folds(folds, seed)
+    found = _weigh(images, parts, seed)
     blocks = table.blocks.items()
     return Calibration(
-        dict(zip(table.blocks, by_source, strict=True)),
-        bias,
+        found.weights,
+        found.bias,
         {name: block.level_log_snr for name, block in blocks},
         {name: block.kind for name, block in blocks},
-        penalties[chosen],
-        float(losses[chosen].mean()),
-        len(labels),
+        found.penalties,
+        found.shares,
+        found.log_loss if len(images.means) == 1 else _cross_fitted_log_loss(images, parts, folds, seed),
+        len(table),
         {name: block.draws.mean(axis=1) for name, block in blocks if not block.exact},
     )
+
+
+_Parts = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+class _Images(NamedTuple):
+    """What is fitted to: means [N, L, Y] by source, labels [N], log_prior [Y], number of each image's patient [N]."""
+
+    means: Mapping[str, NDArray[np.float64]]
+    labels: NDArray[np.int64]
+    log_prior: NDArray[np.float64]
+    patients: NDArray[np.int64]
+
+    def rows(self, index: NDArray[np.int64]) -> _Images:
+        means = {name: of[index] for name, of in self.means.items()}
+        return _Images(means, self.labels[index], self.log_prior, self.patients[index])
+
+    def folds(self, most: int, seed: int) -> _Parts:
+        """Rows to fit on and rows held out, all images of a patient on one side (by image where there is one patient)."""
+        n_patients = len(np.unique(self.patients))
+        if n_patients in (1, len(self.patients)):
+            few = int(np.bincount(self.labels).min())
+            by_image = StratifiedKFold(min(most, few), shuffle=True, random_state=seed)
+            return list(by_image.split(self.labels, self.labels))
+        per_class = [len(np.unique(self.patients[self.labels == y])) for y in np.unique(self.labels)]
+        splitter = StratifiedGroupKFold(max(2, min(most, *per_class)), shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a class of one patient is in one fold only
+            return list(splitter.split(self.labels, self.labels, self.patients))
+
+
+class _Weighed(NamedTuple):
+    """Weights [L] by source, bias [Y], penalties and shares by source, and the log-loss of a single source, cross-fitted."""
+
+    weights: dict[str, NDArray[np.float64]]
+    bias: NDArray[np.float64]
+    penalties: dict[str, float]
+    shares: dict[str, float]
+    log_loss: float
+
+
+def _weigh(images: _Images, parts: _Parts, seed: int) -> _Weighed:
+    """Each source alone, their shares, and one scale for each."""
+    several = len(images.means) > 1
+    alone = {name: _fit_alone(means, images, parts, several) for name, means in images.means.items()}
+    penalties = {name: of.penalty for name, of in alone.items()}
+    if not several:
+        ((name, only),) = alone.items()
+        return _Weighed({name: only.weights}, only.bias, penalties, {name: 1.0}, float(only.losses.mean()))
+    shares = _shares_of_sources(np.stack([of.losses for of in alone.values()]), images.patients, seed)
+    parts_of_logits = np.stack(
+        [np.einsum("nly,l->ny", _centred(images.means[name]), of.weights) for name, of in alone.items()],
+        axis=1,
+    )
+    pull = _SHARE_PULL * np.eye(len(alone))
+    scales, bias = _fit(parts_of_logits, images.labels, images.log_prior, pull, shares)
+    weights = {name: scale * of.weights for scale, (name, of) in zip(scales, alone.items(), strict=True)}
+    return _Weighed(weights, bias, penalties, dict(zip(alone, shares.tolist(), strict=True)), float("nan"))
+
+
+class _Alone(NamedTuple):
+    """A source by itself: weights [L], bias [Y], the penalty chosen, and the cross-fitted loss of every image [N]."""
+
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    penalty: float
+    losses: NDArray[np.float64]
+
+
+def _fit_alone(means: NDArray, images: _Images, parts: _Parts, several: bool) -> _Alone:
+    spread = _spread(means)
+    z, n_levels = _centred(means) / spread[:, None], means.shape[1]
+    penalties = PENALTIES if n_levels > 1 else (1.0,)
+    pulls = [_pull(penalty, n_levels, several) for penalty in penalties]
+    losses = np.stack(
+        [_cross_fitted_losses(z, images.labels, images.log_prior, pull, parts) for pull in pulls]
+    )
+    chosen = _heaviest_that_may_be_best(losses)
+    weights, bias = _fit(z, images.labels, images.log_prior, pulls[chosen])
+    return _Alone(weights / spread, bias, penalties[chosen], losses[chosen])
+
+
+def _shares_of_sources(losses: NDArray, patients: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Shares [S] from the sources' cross-fitted losses [S, N]: the mean over the Bayesian bootstrap of the patients of the
+    softmax of minus the summed losses."""
+    by_patient = np.stack([np.bincount(patients, of) for of in losses])
+    n = by_patient.shape[1]
+    drawn = np.random.default_rng(seed).dirichlet(np.ones(n), _BOOTSTRAPS)
+    return softmax(-n * drawn @ by_patient.T, axis=1).mean(axis=0)
+
+
+def _cross_fitted_log_loss(images: _Images, parts: _Parts, folds: int, seed: int) -> float:
+    """Of weights and shares that were fitted, each choice included, without the patients of the image."""
+    log_prob = np.empty((len(images.labels), len(images.log_prior)))
+    for fit_rows, held_out in parts:
+        some, rest = images.rows(fit_rows), images.rows(held_out)
+        if np.bincount(some.labels, minlength=len(images.log_prior)).min() < 2:
+            return float("nan")
+        found = _weigh(some, some.folds(folds, seed), seed)
+        logits = sum(np.einsum("nly,l->ny", rest.means[name], of) for name, of in found.weights.items())
+        log_prob[held_out] = log_softmax(logits + found.bias + images.log_prior, axis=1)
+    return float(-log_prob[np.arange(len(images.labels)), images.labels].mean())
 
 
 def _changed(calibration: Calibration, **fields: Any) -> Calibration:
@@ -207,12 +312,16 @@ def _heaviest_that_may_be_best(losses: NDArray) -> int:
 
 def _spread(means: NDArray) -> NDArray:
     """Standard deviation over the images of what a level says about the classes [L]."""
-    centred = means - means.mean(axis=2, keepdims=True)
-    return np.maximum(centred.std(axis=0).mean(axis=1), 1e-12)
+    return np.maximum(_centred(means).std(axis=0).mean(axis=1), 1e-12)
+
+
+def _centred(means: NDArray) -> NDArray:
+    """Less what is alike for all classes."""
+    return means - means.mean(axis=2, keepdims=True)
 
 
 def _cross_fitted_losses(
-    z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray, parts: list
+    z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray, parts: _Parts
 ) -> NDArray[np.float64]:
     """Log-loss of every image [N] by weights that were fitted without it."""
     log_prob = np.empty((len(z), z.shape[2]))
@@ -224,25 +333,22 @@ def _cross_fitted_losses(
     return -log_prob[np.arange(len(labels)), labels]
 
 
-def _pull(penalty: float, sizes: list[int]) -> NDArray[np.float64]:
-    """The quadratic form of the penalties on the weights [W, W], source after source; ``sizes``: levels of each.
+def _pull(penalty: float, n_levels: int, several: bool) -> NDArray[np.float64]:
+    """The quadratic form of the penalties on the weights of a source [L, L].
 
-    ``penalty``: on what parts the weights of a source's levels from their mean.
+    ``penalty``: on what parts the weights of the levels from their mean. Of several sources, the sum is held back, too: a
+    source that says nothing must not be believed by chance.
     """
-    of = np.repeat(np.arange(len(sizes)), sizes)
-    form = _SCALE_PENALTY * np.eye(len(of))
-    for source, n in enumerate(sizes):
-        form[np.ix_(of == source, of == source)] += penalty * (np.eye(n) - 1 / n)
-    for first, second in combinations(range(len(sizes)), 2):
-        sides = (of == second) - 1.0 * (of == first)
-        form += _PAIR_PENALTY * np.outer(sides, sides)
-    return form
+    apart = penalty * (np.eye(n_levels) - 1 / n_levels)
+    return apart + (_RIDGE * np.ones((n_levels, n_levels)) if several else _SCALE_PENALTY * np.eye(n_levels))
 
 
-def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray) -> tuple[NDArray, NDArray]:
+def _fit(
+    z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray, towards: NDArray | None = None
+) -> tuple[NDArray, NDArray]:
     """Minimise the summed log-loss plus penalties over weights >= 0 and bias, with the analytic gradient.
 
-    z: [N, W, Y]. pull: of ``_pull``.
+    z: [N, W, Y]. pull: a quadratic form on the weights less ``towards`` [W], by default zero.
     """
     n_weights, n_classes = z.shape[1:]
     one_hot = np.eye(n_classes)[labels]
@@ -251,12 +357,14 @@ def _fit(z: NDArray, labels: NDArray, log_prior: NDArray, pull: NDArray) -> tupl
         weights, bias = parameters[:n_weights], parameters[n_weights:]
         logits = np.einsum("nly,l->ny", z, weights) + bias + log_prior
         loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].sum()
-        loss += 0.5 * (weights @ pull @ weights + _BIAS_PENALTY * bias @ bias)
+        away = weights if towards is None else weights - towards
+        loss += 0.5 * (away @ pull @ away + _BIAS_PENALTY * bias @ bias)
         residual = softmax(logits, axis=1) - one_hot
-        gradient_weights = np.einsum("ny,nly->l", residual, z) + pull @ weights
+        gradient_weights = np.einsum("ny,nly->l", residual, z) + pull @ away
         return loss, np.concatenate([gradient_weights, residual.sum(axis=0) + _BIAS_PENALTY * bias])
 
-    start = np.concatenate([np.full(n_weights, 1.0 / n_weights), np.zeros(n_classes)])
+    begin = np.full(n_weights, 1.0 / n_weights) if towards is None else towards
+    start = np.concatenate([begin, np.zeros(n_classes)])
     bounds = [(0.0, None)] * n_weights + [(None, None)] * n_classes
     found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return found.x[:n_weights], found.x[n_weights:]

@@ -38,6 +38,8 @@ def decision(stored: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "weights": {"pixels": stored["weights"], **wavelets},
         "level_log_snr": {"pixels": stored["level_log_snr"], **{name: [float("nan")] for name in wavelets}},
         "kinds": {"pixels": kind, **dict.fromkeys(wavelets, "log-ratio")},
+        "penalties": {"pixels": stored.get("penalty", float("nan"))},
+        "shares": {},
         "draw_means": {"pixels": stored["draw_means"]} if stored.get("draw_means") else {},
         "typicality": None if typicality is None else _typicality(typicality),
     }
