@@ -104,6 +104,10 @@ Differences are our AUC minus that of the other model: the mean over the seeds, 
 test patients. The interval does not include the chance of drawing the training subset; the standard deviation over the seeds
 shows it."""
 
+FROM_SCRATCH_THERE = (
+    "the encoder was pretrained on other images; only `logistic` and the wavelets alone do without it"
+)
+
 STUDIES_INTRODUCTION = """## Cost, maps, foreign images, corruptions, attacks
 
 Each study except the last was measured on one trained run. Results from before 2026-11-26 use only the pixels, without the
@@ -224,6 +228,7 @@ def _benchmark(found: dict[str, Any] | None, name: str, said: Said) -> Iterable[
         f"{len(found['seeds'])} seed(s)" if "seeds" in found else "",
         f"{found['steps']} steps" if "steps" in found else "",
         f"{found['nfe_per_class']:.0f} evaluations per class" if "nfe_per_class" in found else "",
+        FROM_SCRATCH_THERE if found.get("pretrained") else "",
         "" if majority is None else f"always naming the most frequent class: accuracy {majority:.3f}",
         _near_copies(found.get("near_copies")),
         *(f"`{name}`: {', '.join(parts)}" for name, parts in found.get("mixtures", {}).items()),

@@ -135,8 +135,8 @@ def run_benchmark(
     for model, entry in mixture_entries(each, mixed, costs).items():
         models |= {model: entry, **ensemble_entry(model, entry, each)}
         if model in WITHOUT_OURS:
-            rivals = dict.fromkeys([*compared, WITHOUT_OURS[model]])
-            paired[model] = adjusted_leads(each, model, list(rivals))
+            without = {WITHOUT_OURS[model]} & set(mixed)  # a single partner is among the compared
+            paired[model] = adjusted_leads(each, model, [*compared, *without])
     parts = filter(is_alone, each[0].prob)
     answered = [name for name in (*ours, *parts, *compared, *mixed) if name in each[0].prob]
     content = {
@@ -146,6 +146,7 @@ def run_benchmark(
         **budget,
         "more": None if benchmark.more is None else {"likelihood": dict(benchmark.more)},
         "pretrained": PRETRAINED.get(name),
+        "configuration": dict(benchmark.layer),
         "mixtures": mixed,
         "classes": list(first.facts.classes),
         "positive": first.facts.classes[first.facts.info.positive],
@@ -184,8 +185,9 @@ def _command(name: str, n_seeds: int, baselines: Sequence[str] | None, flags: Ma
 
 
 def _about(outcome: Outcome) -> dict[str, Any]:
-    """What a seed tells of the test split and of our estimator (``ABOUT``)."""
-    metrics, estimator = outcome.metrics, outcome.run.config.sections["likelihood"]
+    """What a seed tells of the test split and of our estimator (``ABOUT``), or, without pixels, of all sources."""
+    metrics, run = outcome.metrics, outcome.run
+    estimator = run.config.sections["likelihood" if run.has_image_score else "evidence"]
     told = (metrics["n"], estimator, metrics["nfe_per_class"], metrics["majority_accuracy"])
     return dict(zip(ABOUT, told, strict=True))
 

@@ -75,7 +75,7 @@ class Benchmark:
 
 ON_FEATURES = {
     "prepare": {"size": 224},
-    "evidence": {"sources": ["features", "wavelets"], "features": {"steps": 750}},
+    "evidence": {"sources": ["features", "wavelets"]},
 }
 """At real resolution, on the features of a pretrained encoder: never to be mixed with models from random weights."""
 
@@ -89,6 +89,7 @@ BENCHMARKS = {
     "phantom": Benchmark("phantom", steps=1500, preset="tiny"),
     "breastmnist-224": Benchmark(
         "medmnist:{root}/busi/breastmnist_224.npz",
+        steps=750,
         baselines=("logistic-on-features",),
         layer=ON_FEATURES,
         more=None,
