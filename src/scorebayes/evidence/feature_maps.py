@@ -17,10 +17,11 @@ from torch import Tensor
 from scorebayes.data.load import ImageSet
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Home
-from scorebayes.evidence.encoders import Encoder
+from scorebayes.evidence.encoders import Encoder, of_both_views
 from scorebayes.evidence.learned_score import OfImages
 from scorebayes.progress import progress_bar
 from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage.digest import sha256_of
 
 IMAGES_AT_A_TIME = 16  # that the encoder sees in one call
 LEAST_VARIANCE = 1e-6  # of a component, as a share of the first
@@ -44,7 +45,7 @@ class FeatureMaps:
     @property
     def sha256(self) -> str:
         """Of the components."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return sha256_of(self.path)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Standardised images [N, C, S, S] -> whitened maps of image and mirror image [N, 2, K, h, w], with gradient."""
@@ -53,9 +54,7 @@ class FeatureMaps:
     def encoded(self, x: Tensor) -> Tensor:
         """Standardised images [N, C, S, S] -> maps of the encoder, of the image and of its mirror image [N, 2, F, h, w]. The
         gradient passes through."""
-        mean, std, _ = self.home.scaling
-        pixels = (x.float() * std + mean).clamp(0, 1)
-        return torch.stack([self.encoder(pixels), self.encoder(pixels.flip(-1))], dim=1)
+        return of_both_views(self.encoder, x, self.home.scaling[:2])
 
     def whitened(self, maps: Tensor) -> Tensor:
         """[N, 2, F, h, w] -> principal components of unit variance [N, 2, K, h, w]."""

@@ -31,7 +31,13 @@ from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Evidence, Home, Map, PixelMaps, TrainingImages
 from scorebayes.evidence.encoders import open_encoder
 from scorebayes.evidence.feature_maps import FeatureMaps, MapExamples
-from scorebayes.evidence.learned_score import best_score, split_by_pixel, split_draws, weighted_class_score
+from scorebayes.evidence.learned_score import (
+    best_score,
+    frozen_in_float32,
+    split_by_pixel,
+    split_draws,
+    weighted_class_score,
+)
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.training.augment import CODE_LENGTH
@@ -243,12 +249,15 @@ class Features(Evidence):
     ) -> Tensor:
         maps = self.feature_maps(x)
         estimator = replace(self.estimator, repeats=draws, common_noise=False)
-        score = self.score.in_float32()
         each = [
             torch.stack(
                 [
                     weighted_class_score(
-                        estimator, score, maps[i : i + 1, m], Draws(self.home.seed, [key]), weights
+                        estimator,
+                        self._differentiable,
+                        maps[i : i + 1, m],
+                        Draws(self.home.seed, [key]),
+                        weights,
                     )
                     for m in range(2)
                 ]
@@ -256,6 +265,10 @@ class Features(Evidence):
             for i, key in enumerate(keys)
         ]
         return torch.stack(each)
+
+    @cached_property
+    def _differentiable(self) -> ScoreModel:
+        return frozen_in_float32(self.score)
 
     def maps(
         self,

@@ -116,6 +116,14 @@ def logarithmic_mean(u: float, v: float) -> float:
     return float((u - v) / np.log1p((u - v) / v))  # log u - log v would cancel where they are close
 
 
+def frozen_in_float32(score: ScoreModel) -> ScoreModel:
+    """A score that gradients by the image pass through: in single precision, with frozen weights."""
+    frozen = score.in_float32()
+    for parameter in frozen.denoiser.parameters():
+        parameter.requires_grad_(False)
+    return frozen
+
+
 def weighted_class_score(
     estimator: Denoising, score: Score, x: Tensor, draws: Draws, weights: NDArray[np.float64]
 ) -> Tensor:

@@ -24,6 +24,7 @@ from scorebayes.evidence.base import Evidence, Home, PixelMaps, TrainingImages
 from scorebayes.evidence.learned_score import (
     OfImages,
     best_score,
+    frozen_in_float32,
     split_by_pixel,
     split_draws,
     weighted_class_score,
@@ -182,11 +183,7 @@ class Pixels(Evidence):
 
     @cached_property
     def _differentiable(self) -> ScoreModel:
-        """In single precision, with frozen weights."""
-        score = self.score.in_float32()
-        for parameter in score.denoiser.parameters():
-            parameter.requires_grad_(False)
-        return score
+        return frozen_in_float32(self.score)
 
     def maps(
         self,
