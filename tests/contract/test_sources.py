@@ -129,7 +129,7 @@ def test_different_images_differ(source: Source) -> None:
         ("phantom:dificulty=1", "Did you mean 'difficulty'"),
         ("phantom:zzz=1", "Known options: n_patients"),
         ("phantom:views", "is no option"),
-        ("phantom:size=big", "is no option"),
+        ("phantom:size=big", "size is 'big', expected a whole number"),
     ],
 )
 def test_a_data_argument_that_does_not_fit_is_refused_with_the_remedy(text: str, message: str) -> None:

@@ -24,6 +24,14 @@ Estimator = Annotated[
         help="denoising, bound, flow or paper. Default: the estimator of the run. Others write separate files."
     ),
 ]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="Option of the data set, such as bits=12. Can be given more than once.",
+    ),
+]
 SOURCES = (
     "phantom, medmnist:FILE.npz, folder:DIR, arrays:FILE.npz, ddsm64:PATH, cbis-ddsm:ROOT, inbreast:ROOT or "
     "vindr-mammo:ROOT"

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from scorebayes.cli.common import DataOptions
+
 app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
 
 Data = Annotated[
@@ -19,6 +21,7 @@ Data = Annotated[
 @app.command("check")
 def check_command(
     data: Data,
+    option: DataOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     pixels: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
     workers: Annotated[int, typer.Option(help="Number of decoding processes.")] = max(
@@ -35,10 +38,10 @@ def check_command(
     from rich.console import Console
     from rich.progress import Progress
 
-    from scorebayes.data import open_source
+    from scorebayes.data import open_source, parse_options
     from scorebayes.data.check import as_text, check
 
-    source = open_source(data)
+    source = open_source(data, **parse_options(option or []))
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Decoding", total=None)
         result = check(
@@ -55,6 +58,7 @@ def check_command(
 @app.command("show")
 def show_command(
     data: Data,
+    option: DataOptions = None,
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("contact-sheet.png"),
     steps: Annotated[
         str, typer.Option(help="Preparation steps or a named pipeline, separated by commas.")
@@ -67,11 +71,11 @@ def show_command(
 
     Example: scorebayes data show inbreast:~/INbreast --steps mammogram --out sheet.png
     """
-    from scorebayes.data import open_source
+    from scorebayes.data import open_source, parse_options
     from scorebayes.data.prepare import Prepare
     from scorebayes.data.show import contact_sheet
 
-    source = open_source(data)
+    source = open_source(data, **parse_options(option or []))
     chosen = tuple(step.strip() for step in steps.split(",") if step.strip())
     prepare = Prepare(size, source.info.channels, source.info.bits, chosen)
     records = contact_sheet(source, prepare, out, number, seed)

@@ -7,12 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from scorebayes.cli.common import SOURCES, Device, RunDir, open_run_dir, out, say_next, show_table
+from scorebayes.cli.common import (
+    SOURCES,
+    DataOptions,
+    Device,
+    RunDir,
+    open_run_dir,
+    out,
+    say_next,
+    show_table,
+)
 
 
 def train(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")],
     run_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")],
+    option: DataOptions = None,
     config: Annotated[
         list[Path] | None,
         typer.Option(
@@ -52,6 +62,7 @@ def train(
 
     Example: scorebayes train --data medmnist:breastmnist.npz --out runs/breast --steps 3000
     """
+    from scorebayes.data import parse_options
     from scorebayes.runs import inputs
     from scorebayes.runs.config import read_toml
     from scorebayes.runs.device import pick_device
@@ -67,6 +78,8 @@ def train(
     ):
         if value is not None:
             options[section][name] = value
+    if option:
+        options["data"] = {"options": parse_options(option)}
     if seed is not None:
         options["seed"] = seed
     if encoder and from_scratch:

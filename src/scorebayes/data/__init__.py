@@ -76,7 +76,7 @@ def open_source(text: str, **options: Any) -> Source:
         arguments: list[Any] = [rest]
     else:
         arguments = []
-        options = _parse_options(kind, rest) | options
+        options = parse_options(rest.split(",")) | options
     for name in options:
         if name not in known:
             remedy = _nearest(name, known) or f"Known options: {', '.join(known)}."
@@ -84,15 +84,23 @@ def open_source(text: str, **options: Any) -> Source:
     return build(*arguments, **options)
 
 
-def _parse_options(kind: str, text: str) -> dict[str, Any]:
-    """ "name=value,name=value" with values as in TOML."""
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a data set from "name=value", with values as in TOML or plain words. ConfigError for anything else.
+
+    >>> parse_options(["bits=12", "task=crop"])
+    {'bits': 12, 'task': 'crop'}
+    """
     options: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
+    for text in filter(None, texts):
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                f"{text!r} is no option of a data set.", "Write NAME=VALUE, for example bits=12."
+            )
         try:
             options[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            raise ConfigError(f"{kind}: {part!r} is no option.", f"Write {kind}:name=number,...") from None
+            options[name.strip()] = value.strip()
     return options
 
 

@@ -226,10 +226,20 @@ def resolve(
             elif not isinstance(value, Mapping):
                 raise ConfigError(f"[{key}] must be a section, got {value!r}.")
             else:
-                merged[key] = {**merged.get(key, {}), **value}
+                merged[key] = _merged(merged.get(key, {}), value)
     if not isinstance(merged["seed"], int) or merged["seed"] < 0:
         raise ConfigError(f"seed must be a whole number >= 0, got {merged['seed']!r}.")
     return Config(merged["seed"], {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS})
+
+
+def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A section and one that overrides it. Tables within a section (options of the data, of a source) are merged too."""
+    tables = {
+        name: _merged(table[name], value)
+        for name, value in over.items()
+        if isinstance(value, Mapping) and isinstance(table.get(name), Mapping)
+    }
+    return {**table, **over, **tables}
 
 
 def read_toml(path: Path) -> dict[str, Any]:

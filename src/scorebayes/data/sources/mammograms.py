@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from scorebayes.data import read_image
 from scorebayes.data.base import Record, Rejected
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY, read_dicom
+from scorebayes.data.pixels.dicom import MAMMOGRAPHY
 from scorebayes.data.pixels.files import files_below, require_file
 from scorebayes.errors import ConfigError, DataError
 
@@ -125,6 +125,4 @@ def read_mammogram(path: Path, root: Path) -> NDArray[np.float32]:
     circulation.
     """
     require_file(path, root)
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        return read_dicom(path, modalities=MAMMOGRAPHY)
-    return read_image(path)
+    return read_image(path, modalities=MAMMOGRAPHY)
