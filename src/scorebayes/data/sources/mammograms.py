@@ -126,5 +126,8 @@ def read_mammogram(path: Path, root: Path) -> NDArray[np.float32]:
     """
     require_file(path, root)
     if path.suffix.lower() in (".dcm", ".dicom"):
-        return read_dicom(path, modalities=MAMMOGRAPHY)
+        pixels = read_dicom(path, modalities=MAMMOGRAPHY)
+        if pixels.ndim == 3:
+            raise DataError(f"{path} is a colour image, but a mammogram is grey.", "Give the original.")
+        return pixels
     return read_image(path)
