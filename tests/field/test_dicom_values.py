@@ -35,7 +35,9 @@ def refused(path, words) -> None:
 # -- what stands before the marker
 
 
-@pytest.mark.parametrize("signature", [b"II*\0", b"MM\0*", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\x93NUMPY\x01\0"])
+@pytest.mark.parametrize(
+    "signature", [b"II*\0", b"MM\0*", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\x93NUMPY\x01\0"]
+)
 def test_a_preamble_that_begins_like_another_format_is_dicom(tmp_path, signature) -> None:
     """P1: DICM at byte 128 decides, whatever stands before it."""
     path = write_dicom(tmp_path / "image.dcm", ramp(12), 12, WindowCenter=1000, WindowWidth=600)
@@ -48,7 +50,9 @@ def test_a_preamble_that_begins_like_another_format_is_dicom(tmp_path, signature
 def test_the_dual_file_of_the_field_equals_the_plain_one(field) -> None:
     """P1: 01 equals 00."""
     np.testing.assert_allclose(
-        read_image(field / "01-tiff-preamble-silent.dcm"), read_image(field / "00-plain-reference.dcm"), atol=1e-6
+        read_image(field / "01-tiff-preamble-silent.dcm"),
+        read_image(field / "00-plain-reference.dcm"),
+        atol=1e-6,
     )
 
 
@@ -159,7 +163,9 @@ def test_bits_below_the_stored_ones_are_not_dropped_in_silence(tmp_path) -> None
 def test_the_left_aligned_file_of_the_field_equals_the_plain_one(field) -> None:
     """P4: 05 equals 00."""
     np.testing.assert_allclose(
-        read_image(field / "05-highbit15-bitsstored12.dcm"), read_image(field / "00-plain-reference.dcm"), atol=1e-6
+        read_image(field / "05-highbit15-bitsstored12.dcm"),
+        read_image(field / "00-plain-reference.dcm"),
+        atol=1e-6,
     )
 
 
@@ -212,7 +218,8 @@ def test_jpeg_of_12_bits_is_read_by_the_core(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("signed", "written", "stored"), [(1, 63536, -2000), (1, -2000, -2000), (0, -2000, 63536), (0, 63536, 63536)]
+    ("signed", "written", "stored"),
+    [(1, 63536, -2000), (1, -2000, -2000), (0, -2000, 63536), (0, 63536, 63536)],
 )
 def test_padding_is_found_by_its_bits(tmp_path, signed, written, stored) -> None:
     """P8: 63536 is -2000 where pixels are signed, and the other way round."""
@@ -243,7 +250,9 @@ def test_a_range_of_padding_is_found_by_its_bits(tmp_path) -> None:
     np.testing.assert_array_equal(np.rint(image[~empty] * 65535) - 32768, values[~empty])
 
 
-@pytest.mark.parametrize(("slope", "intercept"), [("0.234543", "0"), ("3.774114", "0.000061"), ("-1e-7", "123456.7")])
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [("0.234543", "0"), ("3.774114", "0.000061"), ("-1e-7", "123456.7")]
+)
 @pytest.mark.parametrize("signed", [0, 1])
 def test_rescaling_is_not_refused_for_its_rounding(tmp_path, slope, intercept, signed) -> None:
     """R1: the ends of the range, times a slope of PET, differ from the header's in the last digit of float32."""

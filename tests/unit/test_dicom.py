@@ -15,8 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
-from scorebayes.data.pixels.dicom import parse
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY, dicom_bits, read_dicom
+from scorebayes.data.pixels.dicom import MAMMOGRAPHY, dicom_bits, parse, read_dicom
 from scorebayes.data.pixels.images import open_picture
 from scorebayes.errors import DataError
 
@@ -159,7 +158,10 @@ TWO_FRAMES = {"NumberOfFrames": 2, "PixelData": np.tile(breast(), (2, 1)).tobyte
         (TWO_FRAMES, "holds 2 frames"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, "tomosynthesis"),
         ({"PhotometricInterpretation": None}, "Photometric Interpretation (0028,0004) is missing"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "Red Palette Color Lookup Table Descriptor (0028,1101) is missing"),
+        (
+            {"PhotometricInterpretation": "PALETTE COLOR"},
+            "Red Palette Color Lookup Table Descriptor (0028,1101) is missing",
+        ),
         ({"PixelData": None}, "no pixel data"),
         ({"Rows": None}, "Rows (0028,0010) is missing"),
         ({"BitsStored": 20}, "Bits Stored (0028,0101) is 20, expected a whole number from 1 to 16"),
@@ -182,7 +184,9 @@ def test_an_encoding_that_is_not_read_is_named(tmp_path, syntax) -> None:
     there = struct.pack("<H", length) + syntax.encode().ljust(length, b"\0")
     path.write_bytes(data[: at - 2] + there + data[at + len(plain) :])
     message = refusal(path)
-    assert uid.UID(syntax).name[:20] in message and "which is not read" in message and "uncompressed" in message
+    assert (
+        uid.UID(syntax).name[:20] in message and "which is not read" in message and "uncompressed" in message
+    )
 
 
 def test_the_compressed_size_must_be_that_of_the_header(tmp_path) -> None:

@@ -58,7 +58,7 @@ def read_header(tags: Tags, modalities: Collection[str] = ()) -> Header:
     """DataError, in words, for all that is not one image of an accepted modality (all where empty)."""
     path = tags.path
     _require_pixels(tags)
-    modality = tags.word("Modality")
+    modality = tags.hint("Modality")
     if modalities and modality not in modalities:
         raise DataError(
             f"{path} has modality {shown(modality or 'unknown')}, expected {' or '.join(modalities)}."

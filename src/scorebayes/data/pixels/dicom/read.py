@@ -103,8 +103,8 @@ def _side_and_view(tags: Tags) -> tuple[str, str]:
 def _quiet(path: Path) -> Iterator[None]:
     """Warnings and logs of the parser, which quote tags, are dropped; whatever it raises becomes one line."""
     logger = logging.getLogger("pydicom")
-    silent = logger.disabled
-    logger.disabled = True
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # which its children inherit
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
             warnings.simplefilter("ignore")
@@ -117,4 +117,4 @@ def _quiet(path: Path) -> Iterator[None]:
             "Copy or download it again, or leave it out.",
         ) from None
     finally:
-        logger.disabled = silent
+        logger.setLevel(level)

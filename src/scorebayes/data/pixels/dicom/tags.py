@@ -50,7 +50,8 @@ class Tags:
                 return default
             raise self.wrong(keyword, "is missing")
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.wrong(keyword, f"is {shown(value)}, expected a whole number from {least} to {most}")
+            expected = f"a whole number from {least} to {most}" if least < most else str(least)
+            raise self.wrong(keyword, f"is {shown(value)}, expected {expected}")
         return int(value)
 
     def number(self, keyword: str) -> float | None:
@@ -114,7 +115,7 @@ def named(keyword: str) -> str:
 def shown(value: Any) -> str:
     """A value as a message quotes it: short, and never what looks like a name."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return f"{len(value)} values" if len(value) > 3 else " and ".join(shown(part) for part in value)
+        return f"{len(value)} values" if len(value) > 3 else ", ".join(shown(part) for part in value)
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, str) and "^" not in value:
