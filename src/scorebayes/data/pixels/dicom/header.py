@@ -92,12 +92,14 @@ def _require_pixels(tags: Tags) -> None:
                 f"{tags.path} holds floating-point pixels ({named(keyword)}), which are not read.",
                 "Export it with whole numbers of at most 16 bits.",
             )
-    data = tags.value("PixelData")
-    if data is None:
+    if "PixelData" not in tags.dataset:
         raise DataError(
             f"{tags.path} holds no image (no pixel data).",
             "Leave it out, or copy it again if it was cut off.",
         )
+    data = tags.value("PixelData")
+    if data is None:
+        raise DataError(f"{tags.path} is incomplete: its pixel data is empty.", "Copy or download it again.")
     if not isinstance(data, bytes):
         raise tags.wrong("PixelData", "is not declared as bytes (OB or OW)", "Export the file again.")
 
