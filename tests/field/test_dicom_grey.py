@@ -92,6 +92,10 @@ def test_a_number_that_is_none_is_refused_by_its_tag(tmp_path, keyword, text) ->
         ),
         ({"RescaleSlope": "2"}, "Rescale Intercept (0028,1052) is missing"),
         ({"RescaleIntercept": "-1024"}, "Rescale Slope (0028,1053) is missing"),
+        (
+            {"RescaleSlope": ["1", "2"], "RescaleIntercept": "1"},
+            "Rescale Slope (0028,1053) is 1, 2, expected one",
+        ),
         ({"RescaleSlope": "0", "RescaleIntercept": "1"}, "Rescale Slope (0028,1053) is 0"),
         ({"RescaleSlope": "1e-300", "RescaleIntercept": "1"}, "Rescale Slope (0028,1053) is 1e-300"),
     ],
@@ -116,6 +120,8 @@ def test_window_and_slope_of_functional_groups_are_used(tmp_path, groups) -> Non
     )
     path = written(tmp_path, NumberOfFrames="1", **{groups: macros})
     np.testing.assert_allclose(read_dicom(path), windowed(1000, 901, PIXELS * 2.0 - 500), atol=1e-6)
+    beside = {"WindowCenter": "1000", "WindowWidth": "901", groups: one(FrameVOILUTSequence=one())}
+    np.testing.assert_allclose(read_dicom(written(tmp_path, **beside)), windowed(1000, 901), atol=1e-6)
     bad = one(FrameVOILUTSequence=one(WindowCenter="1000"))
     refused(
         written(tmp_path, **{groups: bad}),

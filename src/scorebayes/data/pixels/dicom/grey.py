@@ -15,6 +15,10 @@ from scorebayes.data.pixels.dicom.tags import Tags, named, shown
 
 Values = NDArray[np.float64]
 
+_RESCALE = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
+_VOI = ("FrameVOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTSequence")
+"""Macros of functional groups, and their tags."""
+
 
 def grey_curve(tags: Tags, header: Header, window: bool = True) -> NDArray[np.float32]:
     """Grey of every stored value, from ``header.lowest`` to ``header.highest``."""
@@ -31,8 +35,8 @@ def grey_curve(tags: Tags, header: Header, window: bool = True) -> NDArray[np.fl
 
 def grey_bits(tags: Tags, header: Header) -> int | None:
     """The depth by which values are scaled to grey; None where a window or VOI table says what is black and white."""
-    voi = tags.of_frame("FrameVOILUTSequence")
-    if voi.items("VOILUTSequence") or voi.number("WindowWidth") is not None:
+    voi = tags.of_frame(*_VOI)
+    if voi.items("VOILUTSequence") or voi.value("WindowWidth") is not None:
         return None
     items = tags.items("ModalityLUTSequence")
     if not items:
@@ -63,7 +67,7 @@ def _modality(tags: Tags, header: Header, stored: NDArray) -> tuple[Values, floa
         table = read_table(items[0], header.syntax, header.signed)
         return table(stored).astype(np.float64), 0.0, float(table.top)
     values = stored.astype(np.float64)
-    place = tags.of_frame("PixelValueTransformationSequence")
+    place = tags.of_frame(*_RESCALE)
     slope, intercept = place.number("RescaleSlope"), place.number("RescaleIntercept")
     # Programs differ on what one of them alone means; where it changes nothing, it doesn't matter.
     if intercept is None and slope not in (None, 1):
@@ -85,11 +89,11 @@ def _voi(
     tags: Tags, header: Header, values: Values, low: float, high: float
 ) -> tuple[Values, float, float]:  # fmt: skip
     """VOI LUT, else the first window (C.11.2), else the values as they are."""
-    place = tags.of_frame("FrameVOILUTSequence")
+    place = tags.of_frame(*_VOI)
     if items := place.items("VOILUTSequence"):
         table = read_table(items[0], header.syntax, signed=low < 0)
         return table(values).astype(np.float64), 0.0, float(table.top)
-    center, width = place.number("WindowCenter"), place.number("WindowWidth")
+    center, width = place.number("WindowCenter", several=True), place.number("WindowWidth", several=True)
     if center is None and width is None:
         return values, low, high
     if center is None or width is None:

@@ -54,12 +54,15 @@ class Tags:
             raise self.wrong(keyword, f"is {shown(value)}, expected {expected}")
         return int(value)
 
-    def number(self, keyword: str) -> float | None:
-        """The first of one or several numbers; None where the tag is missing or empty."""
+    def number(self, keyword: str, several: bool = False) -> float | None:
+        """A number, or the first of several where the tag may have them; None where it is missing or empty."""
         value = self.value(keyword)
         if value is None:
             return None
-        first = value[0] if isinstance(value, Sequence) and not isinstance(value, str | bytes) else value
+        listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        if listed and not several:
+            raise self.wrong(keyword, f"is {shown(value)}, expected one number")
+        first = value[0] if listed else value
         try:
             number = float(first)
         except (TypeError, ValueError):
@@ -91,16 +94,16 @@ class Tags:
             raise self.wrong(keyword, "is not a sequence")
         return [Tags(self.path, item, f" in {named(keyword)}") for item in value]
 
-    def of_frame(self, macro: str) -> Tags:
-        """Where the tags of a macro stand: in the functional groups of the one frame (C.7.6.16) if the macro is there,
-        else beside the pixels."""
+    def of_frame(self, macro: str, *keywords: str) -> Tags:
+        """Where the tags of a macro stand: in the functional groups of the one frame (C.7.6.16) if any is there, else
+        beside the pixels."""
         for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
             found = [part for item in self.items(groups) for part in item.items(macro)]
             if len(found) > 1:
                 raise self.wrong(
                     groups, f"has {len(found)} times {named(macro)}, but the file holds one image"
                 )
-            if found:
+            if any(keyword in part.dataset for part in found for keyword in keywords):
                 return found[0]
         return self
 
