@@ -81,10 +81,11 @@ def _image(tags: Tags, modalities: Collection[str], window: bool = True) -> NDAr
     found = read_words(tags, header)
     values, empty = stored_values(tags, header, found)
     if header.samples == 3:
-        return rgb(tags, header, values, found)
-    if header.photometric == PALETTE:
-        return palette(tags, header, values)
-    image = grey_curve(tags, header, window)[values - header.lowest]
+        image = rgb(tags, header, values, found)
+    elif header.photometric == PALETTE:
+        image = palette(tags, header, values)
+    else:
+        image = grey_curve(tags, header, window)[values - header.lowest]
     image[empty] = 0
     return image
 

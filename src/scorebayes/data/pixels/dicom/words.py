@@ -50,7 +50,6 @@ def stored_values(tags: Tags, header: Header, found: Words) -> tuple[NDArray[np.
                 f"({named('BitsStored')}, up to {named('HighBit')} {header.high_bit}).",
                 "Correct the header if it is wrong, or leave the file out.",
             )
-        values[outside] = header.lowest
     return values, outside
 
 
