@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, Source
 from scorebayes.data.pixels.files import require_file
+from scorebayes.data.pixels.images import READING
 from scorebayes.data.prepare import Prepare
 from scorebayes.errors import ConfigError, DataError
 
@@ -158,7 +159,7 @@ def _key(source: Source, record: Record, stamp: tuple[int, int] | None, options:
         record.laterality,
         record.view,
     ]
-    text = json.dumps([*parts, sorted(record.extra.items()), options])
+    text = json.dumps([*parts, sorted(record.extra.items()), options, READING])
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
