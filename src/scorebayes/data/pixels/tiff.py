@@ -63,7 +63,7 @@ def read_tiff(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float3
             stored = stored[..., :3] if colour == 3 else stored[..., 0]
         stored = upright(stored, page.tags.valueof("Orientation", 1))
         if page.photometric == _PALETTE:
-            return to_unit(_colours(page)[stored], path)
+            return to_unit(_colours(page)[stored.astype(np.uint16)], path)
         return to_unit(
             stored, path, bits, depth=page.bitspersample, white_is_zero=page.photometric == _WHITE_IS_ZERO
         )
