@@ -83,7 +83,9 @@ def test_the_given_depth_and_white_is_zero_go_together(tmp_path: Path, bits: int
     equal(read_image(tmp_path / "a.tif", bits), (2**bits - 1 - stored.astype(float)) / (2**bits - 1))
 
 
-def test_32_bit_numbers_that_would_be_one_grey_are_refused_unless_their_depth_is_given(tmp_path: Path) -> None:
+def test_32_bit_numbers_that_would_be_one_grey_are_refused_unless_their_depth_is_given(
+    tmp_path: Path,
+) -> None:
     """P6: programs save 16-bit images as int32."""
     tifffile.imwrite(tmp_path / "a.tif", GREY_16.astype(np.int32))
     with pytest.raises(DataError, match=r"uses only the values \d+ to \d+ of 32 bits.*option bits"):
@@ -111,7 +113,14 @@ def test_a_reduced_copy_and_a_mask_are_no_second_image(tmp_path: Path) -> None:
     equal(read_image(tmp_path / "a.tif"), GREY_8 / 255)
 
 
-@pytest.mark.parametrize("more", [{"imagej": True}, {"photometric": "minisblack"}, {"photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"imagej": True},
+        {"photometric": "minisblack"},
+        {"photometric": "minisblack", "volumetric": True, "tile": (16, 16, 16)},
+    ],
+)
 def test_a_stack_behind_one_header_is_several_images(tmp_path: Path, more: dict) -> None:
     """P2 and L: ImageJ and tifffile write one header for all images of a stack."""
     stack = np.stack([GREY_8] * 3)
@@ -208,14 +217,18 @@ def test_a_grey_png_is_scaled_by_its_own_depth(tmp_path: Path, bits: int) -> Non
     assert image_bits(path) == bits
 
 
-@pytest.mark.parametrize(("colour", "channels", "kept"), [(2, 3, 3), (6, 4, 3), (4, 2, 1)], ids=["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize(
+    ("colour", "channels", "kept"), [(2, 3, 3), (6, 4, 3), (4, 2, 1)], ids=["RGB", "RGBA", "LA"]
+)
 @pytest.mark.parametrize("bits", [8, 16])
 def test_colour_and_alpha_in_png_keep_their_depth(
     tmp_path: Path, colour: int, channels: int, kept: int, bits: int
 ) -> None:
     """P10: 16-bit colour, and 16-bit grey with alpha, were read at 8 bits."""
     stored = RANDOM.integers(0, 2**bits, (11, 14, channels)).astype(np.uint16)
-    path = write_png(tmp_path / "a.png", stored.astype(">u2" if bits == 16 else "u1").tobytes(), 14, 11, bits, colour)
+    path = write_png(
+        tmp_path / "a.png", stored.astype(">u2" if bits == 16 else "u1").tobytes(), 14, 11, bits, colour
+    )
     expected = stored[..., :kept] / (2**bits - 1)
     equal(read_image(path), expected if kept == 3 else expected[..., 0])
     assert image_bits(path) == bits
@@ -225,7 +238,11 @@ def test_colour_and_alpha_in_png_keep_their_depth(
 def test_a_transparent_colour_and_gamma_change_no_16_bit_png(tmp_path: Path, colour: int) -> None:
     stored = GREY_16 if colour == 0 else RGB_16
     keyed = stored[0, 0].astype(">u2").tobytes()
-    more = [(b"gAMA", (45455).to_bytes(4)), (b"sBIT", bytes([12] * (1 if colour == 0 else 3))), (b"tRNS", keyed)]
+    more = [
+        (b"gAMA", (45455).to_bytes(4)),
+        (b"sBIT", bytes([12] * (1 if colour == 0 else 3))),
+        (b"tRNS", keyed),
+    ]
     path = write_png(tmp_path / "a.png", stored.astype(">u2").tobytes(), 14, 11, 16, colour, *more)
     equal(read_image(path), stored / 65535)
 
@@ -335,14 +352,18 @@ def test_arrays_of_the_field(field: Path) -> None:
 )
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
-def test_any_byte_order_and_version_of_npy(tmp_path: Path, stored: np.ndarray, order: str, version: tuple) -> None:
+def test_any_byte_order_and_version_of_npy(
+    tmp_path: Path, stored: np.ndarray, order: str, version: tuple
+) -> None:
     """R3: big-endian arrays."""
     with (tmp_path / "a.npy").open("wb") as file:
         np.lib.format.write_array(file, np.asarray(stored, order=order), version)
     equal(read_image(tmp_path / "a.npy"), GREY_16 / 65535)
 
 
-@pytest.mark.parametrize(("low", "high", "fits"), [(-5e-7, 1 + 5e-7, True), (-1e-5, 1, False), (0, 1 + 1e-5, False)])
+@pytest.mark.parametrize(
+    ("low", "high", "fits"), [(-5e-7, 1 + 5e-7, True), (-1e-5, 1, False), (0, 1 + 1e-5, False)]
+)
 def test_rounding_is_forgiven_and_nothing_else(tmp_path: Path, low: float, high: float, fits: bool) -> None:
     """R3: values of 1.0000001."""
     values = np.linspace(low, high, 100).reshape(10, 10)
