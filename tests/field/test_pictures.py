@@ -17,6 +17,7 @@ from scorebayes.errors import DataError
 RANDOM = np.random.default_rng(7)
 GREY_16 = RANDOM.integers(0, 65536, (11, 14)).astype(np.uint16)
 GREY_8 = (GREY_16 >> 8).astype(np.uint8)
+LARGE_JPEG = imagecodecs.jpeg8_encode(np.zeros((40, 40), np.uint8))
 RGB_16 = RANDOM.integers(0, 65536, (11, 14, 3)).astype(np.uint16)
 
 
@@ -100,7 +101,7 @@ def test_hounsfield_units_are_mapped_over_the_range_of_16_signed_bits(tmp_path: 
     stored = np.linspace(-1024, 3071, 154).reshape(11, 14).astype(np.int16)
     tifffile.imwrite(tmp_path / "a.tif", stored)
     equal(read_image(tmp_path / "a.tif"), (stored.astype(float) + 32768) / 65535)
-    with pytest.raises(DataError, match="from -1024 to 3071.*choose a window"):
+    with pytest.raises(DataError, match=r"from -1024 to 3071.*choose a window"):
         read_image(tmp_path / "a.tif", 12)
 
 
@@ -191,7 +192,7 @@ def _tiff(**kwargs: object):
         (lambda p: write_tiff(p, bytes(154), 14, 11, BYTE_COUNTS=0), "lacks a part"),
         (lambda p: write_tiff(p, bytes(154), 14, 11, ROWS_PER_STRIP=5), "has 1 of 3 parts"),
         (lambda p: write_tiff(p, bytes(154), 0, 11), "no width or height"),
-        (lambda p: write_tiff(p, imagecodecs.jpeg8_encode(np.zeros((40, 40), np.uint8)), 14, 11, COMPRESSION=7), "has 40 x 40 pixels"),
+        (lambda p: write_tiff(p, LARGE_JPEG, 14, 11, COMPRESSION=7), "has 40 x 40 pixels"),
         (lambda p: write_tiff(p, bytes(400), 14, 11, BITS=17), "cannot be decoded|bits"),
     ],
 )  # fmt: skip
@@ -330,7 +331,7 @@ def test_another_kind_of_file_is_called_by_its_name(tmp_path: Path, format: str,
 
 def test_an_npz_file_is_pointed_to_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=GREY_8)
-    with pytest.raises(DataError, match="ZIP archive.*arrays:PATH"):
+    with pytest.raises(DataError, match=r"ZIP archive.*arrays:PATH"):
         read_image(tmp_path / "a.npz")
 
 
