@@ -163,7 +163,7 @@ def of_dicom(path: Path) -> Other:
             for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
         ]
         for shift in (0, -(2**dataset.BitsAllocated), 2**dataset.BitsAllocated):
-            where &= ~((stored >= min(ends) + shift) & (stored <= max(ends) + shift))
+            where &= ~((stored >= ends[0] + shift) & (stored <= ends[1] + shift))
     window = not dataset.get("VOILUTSequence") and "WindowCenter" in dataset and "WindowWidth" in dataset
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if window and function != "SIGMOID":
