@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.picture_files import field_file
 from fixtures.tiny_run import DATA, LAYER
 
 from scorebayes.data import open_source
@@ -151,9 +152,7 @@ def opened(folder: Path, **arrays: object):
 
 def test_labels_of_one_column_from_the_field_are_read(data_root: Path) -> None:
     """T1: labels [N, 1], the shape of MedMNIST."""
-    path = data_root / "field" / "42-arrays-labels-N-1.npz"
-    if not path.is_file():
-        pytest.skip(f"field file absent: {path}")
+    path = field_file(data_root, "42-arrays-labels-N-1.npz")
     with np.load(path) as stored:
         expected = stored["labels"][:, 0].tolist()
     assert [record.label for record in open_source(f"arrays:{path}").records()] == expected

@@ -80,7 +80,7 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> 
     arrays: dict[str, NDArray] = {}
     with (
         decoding(path, "is not a readable npz file"),
-        np.load(path, allow_pickle=False, max_header_size=10_000) as archive,
+        np.load(path, allow_pickle=False) as archive,
     ):
         for name in [*names, *(set(optional) & set(found))]:
             try:

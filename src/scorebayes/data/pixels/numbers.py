@@ -37,6 +37,8 @@ def to_unit(
     programs turn images into int64 for reasons that have nothing to do with their depth.
     """
     kind, itemsize = values.dtype.kind, values.dtype.itemsize
+    if not values.size:
+        raise DataError(f"{name} has no pixels.", "Leave it out.")
     if kind == "b":
         unit = values.astype(np.float32)
         return 1 - unit if white_is_zero else unit
@@ -65,7 +67,8 @@ def to_unit(
             "Save it with 16 bits, or give the option bits of the data.",
         )
     exact: NDArray = values.astype(np.float32 if depth <= 16 else np.float64)
-    exact -= least
+    if least:
+        exact -= least
     if white_is_zero:
         np.subtract(span, exact, out=exact)
     exact /= span

@@ -24,7 +24,7 @@ from scorebayes.errors import DataError
 
 logging.getLogger("tifffile").addHandler(
     logging.NullHandler()
-)  # its remarks on odd tags are not for our users
+)  # keeps its remarks on odd tags off the terminal
 
 _AGAIN = "Copy or download it again, or leave it out."
 _PLAIN = "Save it as plain grey or RGB."
@@ -41,11 +41,9 @@ _OTHER_COLOURS = {
     32845: "holds logarithms of luminance, which are not read",
 }
 _JPEG, _JPEG_2000 = 7, 34712
-_COMPRESSIONS = {
-    1: "none", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", _JPEG: "JPEG", 8: "Deflate",
-    32773: "PackBits", 32946: "Deflate", 34925: "LZMA", _JPEG_2000: "JPEG 2000", 50000: "Zstandard",
-}  # fmt: skip
-"""Those whose output is bounded by the size that the header declares, or whose own header is checked."""
+# None, CCITT (three), LZW, JPEG, Deflate (two), PackBits, LZMA, JPEG 2000, Zstandard: their output is bounded by the size
+# that the header declares, or their own header is checked.
+_COMPRESSIONS = (1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, _JPEG_2000, 50000)
 _FLOAT, _COMPLEX = 3, (5, 6)
 
 
