@@ -17,6 +17,7 @@ from scorebayes.errors import DataError
 RANDOM = np.random.default_rng(7)
 GREY_16 = RANDOM.integers(0, 65536, (11, 14)).astype(np.uint16)
 GREY_8 = (GREY_16 >> 8).astype(np.uint8)
+JPEG_12 = imagecodecs.jpeg8_encode(GREY_16 >> 4, bitspersample=12)
 LARGE_JPEG = imagecodecs.jpeg8_encode(np.zeros((40, 40), np.uint8))
 RGB_16 = RANDOM.integers(0, 65536, (11, 14, 3)).astype(np.uint16)
 
@@ -179,6 +180,8 @@ def _tiff(**kwargs: object):
         (lambda p: write_tiff(p, bytes(154), 14, 11, ROWS_PER_STRIP=5), "has 1 of 3 parts"),
         (lambda p: write_tiff(p, bytes(154), 0, 11), "no width or height"),
         (lambda p: write_tiff(p, LARGE_JPEG, 14, 11, COMPRESSION=7), "has 40 x 40 pixels"),
+        (lambda p: write_tiff(p, JPEG_12, 14, 11, COMPRESSION=7), "14 x 11 pixels of 12 bits, but its header says"),
+        (_tiff(data=np.zeros((3, 16, 16), np.uint8), photometric=6, planarconfig="separate", compression="jpeg"), "YCbCr"),
         (lambda p: write_tiff(p, bytes(400), 14, 11, BITS=17), "cannot be decoded|bits"),
     ],
 )  # fmt: skip
