@@ -4,8 +4,9 @@
     model.predict_proba(new_images)
     model.answers(new_images)       # with standard errors, and without an answer for what is unlike the training images
 
-Images are arrays [N, H, W] or [N, H, W, 3] of uint8, uint16, or floating-point numbers in [0, 1]. The classifier works on
-an ordinary run directory: ``model.run_``.
+Images are arrays [N, H, W] or [N, H, W, 3] of uint8, uint16, or floating-point numbers in [0, 1]; also [N, 1, H, W],
+[N, 3, H, W] and [N, H, W, 1], and for an answer a single image. Other whole numbers, such as int64, are of 8 bits where none
+of the training images is above 255, else of 16. The classifier works on an ordinary run directory: ``model.run_``.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from scorebayes.data.pixels.images import is_stack, to_unit
+from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.posterior import bayes
 from scorebayes.decision.table import EvidenceTable
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
 from scorebayes.runs.device import pick_device
 from scorebayes.runs.run import key_of, open_run
@@ -59,6 +60,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _folder: tempfile.TemporaryDirectory[str] | None
+    _depth: int | None = None  # bits of the training images; None for floating-point numbers
 
     def __init__(
         self,
@@ -85,7 +87,8 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
 
         Raises DataError for unusable images or classes that are too small, ConfigError for parameters that do not fit.
         """
-        images = _images(X)
+        images = _training_images(X)
+        self._depth = None if images.dtype.kind == "f" else 8 * images.dtype.itemsize
         check_classification_targets(y)
         self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
         if numbers.shape != (len(images),):
@@ -144,7 +147,9 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     def _ask(self, X: ArrayLike) -> tuple[EvidenceTable, torch.Tensor]:
         """The evidence table of images, and these as the network takes them [N, C, S, S]."""
         check_is_fitted(self, "run_")
-        run, images = self.run_, _images(X)
+        run, images = self.run_, _stack(X, or_one=True)
+        if self._depth is not None:
+            images = unsigned(images, "X", self._depth)
         x = torch.cat([run.prepare(to_unit(image, f"image {row}")) for row, image in enumerate(images)])
         tables = []
         with progress_bar("score", len(x)) as advance:
@@ -181,14 +186,20 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         self.run_ = open_run(path, self.device)
 
 
-def _images(X: ArrayLike) -> NDArray:
-    images = np.asarray(X)
-    if not is_stack(images) or not images.size:
-        raise ConfigError(f"X has shape {images.shape}.", "Expected images, (N, H, W) or (N, H, W, 3).")
-    if images.dtype.kind == "f":
-        return to_unit(images, "X")
-    to_unit(images[:1], "X")  # says what is wrong with other types
-    return images
+def _stack(X: ArrayLike, *, or_one: bool = False) -> NDArray:
+    """[N, H, W] or [N, H, W, 3]."""
+    try:
+        images = np.asarray(X)
+    except ValueError:
+        raise DataError("X holds images of different sizes.", "Bring them to one size.") from None
+    return as_stack(images, "X", or_one=or_one)
+
+
+def _training_images(X: ArrayLike) -> NDArray:
+    """[N, H, W] or [N, H, W, 3], of a type that tells the depth."""
+    images = unsigned(_stack(X), "X")
+    checked = to_unit(images if images.dtype.kind == "f" else images[:1], "X")
+    return checked if images.dtype.kind == "f" else images
 
 
 def _kept(

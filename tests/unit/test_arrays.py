@@ -63,7 +63,7 @@ def test_other_numbers_and_colours(tmp_path, images, bits, channels, first):
     ("arrays", "message"),
     [
         ({"images": IMAGES.reshape(8, 30)}, r"images is uint8 \(8, 30\)"),
-        ({"images": IMAGES[..., None]}, r"Expected \(N, H, W\) or"),
+        ({"images": IMAGES[:, None, :, :, None]}, r"Expected images, \(N, H, W\) or"),
         ({"labels": LABELS[:7]}, r"labels is \(7,\) for 8 images"),
         ({"labels": LABELS / 2}, "labels is float64"),
         ({"labels": LABELS - 2}, "-1 for unknown"),

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from scorebayes.data import read_image as open_image
-from scorebayes.data.pixels.images import Picture, image_bits, open_picture, read_image, read_npz
+from scorebayes.data.pixels.images import Picture, image_bits, open_picture, read_image
+from scorebayes.data.pixels.npy import read_npz
 from scorebayes.errors import DataError
 
 GREY_16 = np.random.default_rng(0).integers(0, 65536, (12, 9)).astype(np.uint16)
@@ -116,20 +117,29 @@ def _save_two_frames(path: Path) -> None:
         ("a.png", lambda p: None, "does not exist"),
         ("a.dcm", lambda p: p.write_bytes(b"\n <!DOCTYPE html><p>404"), "web page"),
         ("a.dcm", lambda p: p.write_bytes(b"not DICOM" * 50), "DICOM"),
-        ("a.png", lambda p: p.write_bytes(b"GIF89a" * 99), "known image format"),
+        (
+            "a.png",
+            lambda p: p.write_bytes(b"GIF89a" * 99),
+            "is a GIF picture, which is not read. Save it as PNG",
+        ),
+        ("a.png", lambda p: p.write_bytes(b"no picture" * 99), "known image format"),
         ("a.png", lambda p: p.write_bytes(_png(40, 40)), "truncated"),
         ("a.png", lambda p: p.write_bytes(_png(12_000, 12_000)), "144 million pixels"),
         ("a.png", lambda p: p.write_bytes(_png(60_000, 60_000)), "million pixels"),
         ("a.tif", _save_two_frames, "2 images"),
         ("a.npy", _save_sparse, "100 million"),
-        ("a.npy", lambda p: _saved(p, np.array([object()])), "cannot be decoded"),
+        ("a.npy", lambda p: _saved(p, np.array([object()])), "holds Python objects"),
         ("a.npy", lambda p: p.write_bytes(b"\x93NUMPY\x01"), "cannot be decoded"),
         ("a.npy", lambda p: _saved(p, np.array([[0.5, np.nan]])), "NaN"),
         ("a.npy", lambda p: _saved(p, np.array([[0.5, 7.0]])), "0.5 to 7"),
         ("a.npy", lambda p: _saved(p, np.array([[1, 2]])), "int64"),
         ("a.npy", lambda p: _saved(p, np.zeros((2, 3, 4, 5))), "shape"),
         ("a.npy", lambda p: _saved(p, np.zeros((0, 3), np.uint8)), "shape|cannot be decoded"),
-        ("a.tif", lambda p: Image.fromarray(GREY_16.astype(np.int32) - 50_000).save(p), "grey values from"),
+        (
+            "a.tif",
+            lambda p: Image.fromarray(GREY_16.astype(np.int32) - 50_000).save(p),
+            "uses only the values -\\d+ to",
+        ),
     ],
 )
 def test_a_bad_file_is_one_line_with_its_name(tmp_path: Path, name: str, write: object, message: str) -> None:
@@ -145,6 +155,6 @@ def test_an_npz_that_would_unpack_beyond_all_bounds_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros(10**6))
-    monkeypatch.setattr("scorebayes.data.pixels.images.MAX_NPZ_BYTES", 10**6)
+    monkeypatch.setattr("scorebayes.data.pixels.npy.MAX_NPZ_BYTES", 10**6)
     with pytest.raises(DataError, match="would unpack"):
         read_npz(tmp_path / "a.npz", ["images"])

@@ -79,7 +79,7 @@ def test_the_positive_index_of_every_known_data_set_is_one_of_its_classes() -> N
         ({"train_images": np.zeros((6, 8, 8), np.float32)}, "unknown format"),
         ({"train_labels": np.zeros((5, 1), np.uint8)}, "for 6 images"),
         ({"train_labels": np.full((6, 1), -1)}, "class number"),
-        ({"train_images": np.array([None] * 6)}, "cannot be|not a readable npz"),
+        ({"train_images": np.array([None] * 6)}, "holds Python objects"),
     ],
 )
 def test_what_is_no_single_label_2d_file_is_refused_in_words(
@@ -110,7 +110,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple:
             return (Path.touch, (tmp_path / "opened",))
 
-    with pytest.raises(DataError, match="not a readable npz"):
+    with pytest.raises(DataError, match="holds Python objects"):
         MedMnist(_write(tmp_path / "own.npz", train_images=np.array([Bomb()] * 6)))
     assert not (tmp_path / "opened").exists()
 

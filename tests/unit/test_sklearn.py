@@ -152,10 +152,10 @@ def test_it_must_be_fitted_first():
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (X.reshape(len(X), -1), Y, ConfigError, r"Expected images, \(N, H, W\)"),
+        (X.reshape(len(X), -1), Y, DataError, r"Expected images, \(N, H, W\)"),
         (X, Y[:-1], ConfigError, "for 80 images"),
         (X, np.zeros(len(X), dtype=int), ConfigError, "y has only one class, 0"),
-        (X.astype(np.int64), Y, DataError, "X holds int64 numbers"),
+        (X.astype(np.int64) - 1, Y, DataError, "X has values from -1 to"),
         (X.astype(float), Y, DataError, r"X has values from 0 to \d+"),
         (X, np.linspace(0, 1, len(X)), ValueError, "Unknown label type"),
     ],

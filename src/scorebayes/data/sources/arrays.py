@@ -1,12 +1,13 @@
 """Your own images as arrays in one npz file, as a notebook has them in memory.
 
     images    [N, H, W] or [N, H, W, 3]: uint8, uint16, or floating-point numbers in [0, 1]
-    labels    [N] class numbers, -1 where unknown
-    classes   [Y] names of the classes; by default their numbers
+    labels    [N] class numbers, -1 where unknown; or [N] names of classes, "" where unknown
+    classes   [Y] names of the classes; by default their numbers, or the names in labels in alphabetical order
     patients  [N] ids; without them every image stands alone
     split     [N] "train", "val" or "test"; without it, it is drawn by patient
 
-The last three may be left out.
+The last three may be left out. Images may also be [N, 1, H, W], [N, 3, H, W] or [N, H, W, 1], the other arrays [N, 1].
+Other whole numbers, such as int64, are read at 8 bits where none is above 255, else at 16; ``bits`` says otherwise.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
-from scorebayes.data.pixels.images import is_stack, read_npz, to_unit
+from scorebayes.data.pixels.npy import npz_names, read_npz
+from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
 from scorebayes.data.sources.folder import positive_class
-from scorebayes.errors import DataError
+from scorebayes.errors import ConfigError, DataError
 from scorebayes.storage.atomic import replacing
 
 REQUIRED, OPTIONAL = ("images", "labels"), ("classes", "patients", "split")
@@ -36,19 +38,24 @@ class Arrays:
     root: path of the npz file.
     positive: name of the class that "sensitivity" refers to. Without it as in ``folder``: the one whose name says so, or
         the last one.
+    bits: true depth of whole numbers stored in more than 8 bits (12 for 12-bit images in uint16).
     """
 
-    def __init__(self, root: str | Path, *, positive: str | None = None) -> None:
-        self.path = Path(root)
+    def __init__(self, root: str | Path, *, positive: str | None = None, bits: int | None = None) -> None:
+        if bits is not None and not 1 <= bits <= 16:
+            raise ConfigError(f"arrays: bits is {bits}, expected 1 to 16.")
+        self.path, self.bits = Path(root), bits
         arrays = self._arrays()
         images, classes = arrays["images"], tuple(arrays["classes"].tolist())
+        depth = 8 if images.dtype.itemsize == 1 else 16
         self.rejected: list[Rejected] = []
         self.info = SourceInfo(
             name="arrays",
             title=self.path.stem,
             classes=classes,
             positive=positive_class("arrays", classes, positive),
-            bits=8 if images.dtype.itemsize == 1 or images.ndim == 4 else 16,
+            bits=depth if bits is None or depth == 8 else bits,
+            file_bits=bits or (depth if bool(arrays["guessed"]) else None),
             channels=3 if images.ndim == 4 else 1,
             access="local",
         )
@@ -70,11 +77,11 @@ class Arrays:
     def read(self, record: Record) -> NDArray:
         """Pixels [H, W] or [H, W, 3], float32 in [0, 1]. DataError where they are not finite or out of range."""
         row = int(record.image_id.rpartition("-")[2])
-        return to_unit(self._arrays()["images"][row], f"{self.path}, {record.image_id}")
+        return to_unit(self._arrays()["images"][row], f"{self.path}, {record.image_id}", self.bits)
 
     def _arrays(self) -> Mapping[str, NDArray]:
         stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
-        return _load(self.path, stamp)
+        return _load(self.path, stamp, self.bits)
 
 
 def save_arrays(
@@ -94,26 +101,67 @@ def save_arrays(
 
 
 @functools.lru_cache(maxsize=2)  # shared by the sources of a process, and not pickled with them
-def _load(path: Path, _mtime: int) -> Mapping[str, NDArray]:
-    """The arrays, checked; the classes are always there."""
+def _load(path: Path, _mtime: int, bits: int | None) -> Mapping[str, NDArray]:
+    """The arrays, checked; labels are numbers and the classes always there. ``guessed``: whether the depth of the images is
+    taken from their values, since their type does not tell it."""
+    if {"train_images", "train_labels"} <= set(npz_names(path)):
+        raise DataError(f"{path} is a MedMNIST file.", f"Open it as medmnist:{path}.")
     arrays = read_npz(path, REQUIRED, OPTIONAL)
-    images, labels = arrays["images"], arrays["labels"]
-    if not is_stack(images) or not images.size:
+    images = as_stack(arrays["images"], f"{path}: images")
+    arrays["images"] = unsigned(images, f"{path}: images", bits)
+    for name in ("labels", "patients", "split"):
+        if name in arrays:
+            arrays[name] = _one_per_image(arrays[name], f"{path}: {name}", len(images))
+    if "classes" in arrays:
+        arrays["classes"] = _names(arrays["classes"], f"{path}: classes")
+    arrays["labels"], names = _numbered(arrays["labels"], arrays.get("classes"), f"{path}: labels")
+    n_classes = max(2, 1 + int(arrays["labels"].max()))
+    if len(np.unique(names)) != names.size or names.size < n_classes:
         raise DataError(
-            f"{path}: images is {images.dtype} {images.shape}.", "Expected (N, H, W) or (N, H, W, 3)."
-        )
-    if labels.dtype.kind not in "iu" or labels.min(initial=0) < -1:
-        raise DataError(f"{path}: labels is {labels.dtype}.", "Expected class numbers, with -1 for unknown.")
-    for name, array in arrays.items():
-        if name != "classes" and (array.ndim < 1 or len(array) != len(images)):
-            raise DataError(
-                f"{path}: {name} is {array.shape} for {len(images)} images.", "Expected one per image."
-            )
-    n_classes = max(2, 1 + int(labels.max()))
-    arrays.setdefault("classes", np.arange(n_classes).astype(str))
-    if len(np.unique(arrays["classes"])) != arrays["classes"].size or arrays["classes"].size < n_classes:
-        raise DataError(
-            f"{path}: classes is {arrays['classes'].tolist()}, but labels go up to {int(labels.max())}.",
+            f"{path}: classes is {names.tolist()}, but labels go up to {int(arrays['labels'].max())}.",
             "Give every class a different name.",
         )
-    return arrays | {"classes": arrays["classes"].astype(str)}
+    return arrays | {"classes": names, "guessed": np.array(arrays["images"].dtype != images.dtype)}
+
+
+def _one_per_image(array: NDArray, name: str, n_images: int) -> NDArray:
+    """[N], also where [N, 1] came."""
+    if array.shape not in ((n_images,), (n_images, 1)):
+        one_hot = array.ndim == 2 and len(array) == n_images
+        raise DataError(
+            f"{name} is {array.shape} for {n_images} images.",
+            "Expected one per image"
+            + (" (of one column a class: array.argmax(axis=1))." if one_hot else "."),
+        )
+    return array.reshape(-1)
+
+
+def _names(classes: NDArray, name: str) -> NDArray[np.str_]:
+    if classes.size != max(classes.shape, default=0) or classes.dtype.kind not in "biuUS":
+        raise DataError(f"{name} is {classes.dtype} {classes.shape}.", "Expected one name per class.")
+    return classes.reshape(-1).astype(str)
+
+
+def _numbered(
+    labels: NDArray, classes: NDArray[np.str_] | None, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
+    """Class numbers [N], -1 where unknown, and the names of the classes."""
+    if labels.dtype.kind in "US":
+        texts = np.char.strip(labels.astype(str))
+        found = np.unique(texts[texts != ""])
+        names = found if classes is None else classes
+        strange = sorted(set(found.tolist()) - set(names.tolist()))
+        if strange:
+            raise DataError(
+                f"{name} has {strange[0]!r}, which is not one of {', '.join(names)}.", "Add it to classes."
+            )
+        number = {text: index for index, text in enumerate(names.tolist())} | {"": -1}
+        return np.array([number[text] for text in texts.tolist()], dtype=np.int64), names
+    known = np.nan_to_num(labels, nan=-1) if labels.dtype.kind == "f" else labels
+    if known.dtype.kind not in "biuf" or (known != np.floor(known)).any() or known.min(initial=0) < -1:
+        raise DataError(
+            f"{name} is {labels.dtype}, and not all of it class numbers.",
+            "Expected class numbers, with -1 for unknown, or names of classes.",
+        )
+    numbers = known.astype(np.int64)
+    return numbers, np.arange(max(2, 1 + int(numbers.max()))).astype(str) if classes is None else classes

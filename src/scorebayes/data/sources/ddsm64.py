@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.pixels.files import require_file
-from scorebayes.data.pixels.images import read_image, read_npz
+from scorebayes.data.pixels.images import read_image
+from scorebayes.data.pixels.npy import read_npz
 from scorebayes.errors import ConfigError, DataError
 
 BENIGN, MALIGNANT, LEFT_OUT = 0, 1, -1

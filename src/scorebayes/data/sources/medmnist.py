@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.pixels.files import require_file
-from scorebayes.data.pixels.images import is_stack, read_npz
+from scorebayes.data.pixels.npy import read_npz
+from scorebayes.data.pixels.numbers import is_stack
 from scorebayes.data.split import SPLITS
 from scorebayes.errors import DataError
 from scorebayes.storage.atomic import replacing
