@@ -27,11 +27,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from scorebayes.data.names import known_patients
 from scorebayes.data.pixels.images import is_stack, to_unit
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.posterior import bayes
 from scorebayes.decision.table import EvidenceTable
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
 from scorebayes.runs.device import pick_device
 from scorebayes.runs.run import key_of, open_run
@@ -80,12 +81,13 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ScoreBayesClassifier:
-        """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides
-        (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called).
+        """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides;
+        None, NaN and empty names are unknown, and such an image stands alone (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called).
 
         Raises DataError for unusable images or classes that are too small, ConfigError for parameters that do not fit.
         """
-        images = _images(X)
+        images, unusable = _set_apart(X)
+        _refuse(unusable)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
         if numbers.shape != (len(images),):
@@ -119,8 +121,10 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """log p(y | x) [N, Y], in the order of ``classes_``."""
-        table, _ = self._ask(X)
+        """log p(y | x) [N, Y], in the order of ``classes_``. DataError naming the rows that are no usable images: for the
+        others alone, see ``answers``."""
+        table, _, unusable = self._ask(X)
+        _refuse(unusable)
         return bayes(table, self.run_.log_prior, self.run_.calibration).log_prob
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -135,23 +139,38 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     def answers(self, X: ArrayLike) -> pd.DataFrame:
         """One row per image as ``scorebayes predict`` writes it: posterior, log-odds with their Monte-Carlo standard error,
         whether the error leaves a decision, and no posterior where the image is unlike the training images."""
-        table, x = self._ask(X)
-        run = self.run_
-        task = task_of(run)
-        found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
-        return task.abstain(found, run.decision)
+        table, x, unusable = self._ask(X)
+        run, task, n = self.run_, task_of(self.run_), len(x) + len(unusable)
+        frame = pd.DataFrame(index=range(n), columns=[] if len(x) else ["status"], dtype=object)
+        if len(x):
+            found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
+            rows = [row for row in range(n) if row not in unusable]
+            frame = task.abstain(found, run.decision).set_index(pd.Index(rows)).reindex(range(n))
+        for row, reason in unusable.items():
+            frame.loc[row, "status"] = f"quarantined: {reason}"
+        return frame
 
-    def _ask(self, X: ArrayLike) -> tuple[EvidenceTable, torch.Tensor]:
-        """The evidence table of images, and these as the network takes them [N, C, S, S]."""
+    def _ask(self, X: ArrayLike) -> tuple[EvidenceTable, torch.Tensor, dict[int, str]]:
+        """The evidence table of the usable images, these as the network takes them [N, C, S, S], and the rows of the others
+        with the reason."""
         check_is_fitted(self, "run_")
-        run, images = self.run_, _images(X)
-        x = torch.cat([run.prepare(to_unit(image, f"image {row}")) for row, image in enumerate(images)])
+        run = self.run_
+        images, unusable = _set_apart(X)
+        rows = [row for row in range(len(images) + len(unusable)) if row not in unusable]
+        prepared = []
+        for row, image in zip(rows, images, strict=True):
+            try:
+                prepared.append(run.prepare(to_unit(image, f"image {row}")))
+            except DataError as error:
+                unusable[row] = str(error)
+        channels, *side = run.image_shape
+        x = torch.cat([torch.empty(0, channels, *side), *prepared])
         tables = []
         with progress_bar("score", len(x)) as advance:
             for some in x.split(IMAGES_AT_A_TIME):
                 tables.append(run.evidence(some, [key_of(one) for one in some.split(1)]))
                 advance(IMAGES_AT_A_TIME * len(tables), "")
-        return EvidenceTable.concatenate(tables), x
+        return EvidenceTable.concatenate(tables), x, unusable
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -181,6 +200,37 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         self.run_ = open_run(path, self.device)
 
 
+def _set_apart(X: ArrayLike) -> tuple[NDArray, dict[int, str]]:
+    """The images, and the rows whose numbers are none of an image (NaN, out of range) with the reason, which are left out.
+
+    Where that is so of every one of several rows, X as a whole is wrong, and that is an error.
+    """
+    given = np.asarray(X)
+    unusable: dict[int, str] = {}
+    if given.dtype.kind == "f" and given.ndim > 2:
+        for row, image in enumerate(given):
+            try:
+                to_unit(image, f"image {row}")
+            except DataError as error:
+                unusable[row] = str(error)
+        if len(unusable) == len(given) > 1:
+            unusable = {}
+        given = given[[row for row in range(len(given)) if row not in unusable]]
+        if unusable and not len(given):
+            return given, unusable
+    return _images(given), unusable
+
+
+def _refuse(unusable: Mapping[int, str]) -> None:
+    """DataError that names all rows."""
+    if unusable:
+        first = next(iter(unusable.values()))
+        raise DataError(
+            f"{len(unusable)} of the images cannot be used, rows {', '.join(map(str, sorted(unusable)))}: {first}",
+            "Leave these rows out. answers() gives the others their answers.",
+        )
+
+
 def _images(X: ArrayLike) -> NDArray:
     images = np.asarray(X)
     if not is_stack(images) or not images.size:
@@ -195,13 +245,14 @@ def _kept(
     run: Path, images: NDArray, labels: NDArray[np.int64], classes: list[str], groups: ArrayLike | None
 ) -> Path:
     """The images in a file next to the run, named by its content: other images get another file."""
-    parts = [images, labels, *([] if groups is None else [np.asarray(groups).astype(str)])]
+    patients = None if groups is None else known_patients(np.asarray(groups).ravel().tolist())
+    parts = [images, labels, *([] if patients is None else [np.asarray(patients).astype(str)])]
     content = hashlib.blake2b(repr(classes).encode(), digest_size=8)
     for part in parts:
         content.update(f"{part.shape} {part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
     path = run.with_name(f"{run.name}-{content.hexdigest()}.npz")
     if not path.exists():
-        save_arrays(path, images, labels, classes=classes, patients=groups)
+        save_arrays(path, images, labels, classes=classes, patients=patients)
     return path
 
 

@@ -3,7 +3,7 @@
     images    [N, H, W] or [N, H, W, 3]: uint8, uint16, or floating-point numbers in [0, 1]
     labels    [N] class numbers, -1 where unknown
     classes   [Y] names of the classes; by default their numbers
-    patients  [N] ids; without them every image stands alone
+    patients  [N] ids; without them, and where one is empty or "nan", an image stands alone
     split     [N] "train", "val" or "test"; without it, it is drawn by patient
 
 The last three may be left out.
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
+from scorebayes.data.names import known_patients
 from scorebayes.data.pixels.images import is_stack, read_npz, to_unit
 from scorebayes.data.sources.folder import positive_class
 from scorebayes.errors import DataError
@@ -43,6 +44,7 @@ class Arrays:
         arrays = self._arrays()
         images, classes = arrays["images"], tuple(arrays["classes"].tolist())
         self.rejected: list[Rejected] = []
+        self.notes: list[str] = []
         self.info = SourceInfo(
             name="arrays",
             title=self.path.stem,
@@ -56,12 +58,13 @@ class Arrays:
     def records(self) -> list[Record]:
         """All images in the order of the file."""
         arrays = self._arrays()
+        patients = known_patients(arrays["patients"].tolist()) if "patients" in arrays else [None] * len(arrays["labels"])
         return [
             Record(
                 f"image-{row:06d}",
                 self.path,
                 label=None if label < 0 else label,
-                patient_id=str(arrays["patients"][row]) if "patients" in arrays else None,
+                patient_id=patients[row],
                 split=str(arrays["split"][row]) if "split" in arrays else None,
             )
             for row, label in enumerate(arrays["labels"].tolist())
