@@ -81,8 +81,9 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ScoreBayesClassifier:
-        """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides;
-        None, NaN and empty names are unknown, and such an image stands alone (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called).
+        """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides
+        (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called);
+        None, NaN and empty names are unknown, and such an image stands alone.
 
         Raises DataError for unusable images or classes that are too small, ConfigError for parameters that do not fit.
         """
@@ -123,9 +124,9 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """log p(y | x) [N, Y], in the order of ``classes_``. DataError naming the rows that are no usable images: for the
         others alone, see ``answers``."""
-        table, _, unusable = self._ask(X)
+        tables, _, unusable = self._ask(X)
         _refuse(unusable)
-        return bayes(table, self.run_.log_prior, self.run_.calibration).log_prob
+        return bayes(EvidenceTable.concatenate(tables), self.run_.log_prior, self.run_.calibration).log_prob
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """p(y | x) [N, Y], in the order of ``classes_``."""
@@ -139,10 +140,11 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     def answers(self, X: ArrayLike) -> pd.DataFrame:
         """One row per image as ``scorebayes predict`` writes it: posterior, log-odds with their Monte-Carlo standard error,
         whether the error leaves a decision, and no posterior where the image is unlike the training images."""
-        table, x, unusable = self._ask(X)
+        tables, x, unusable = self._ask(X)
         run, task, n = self.run_, task_of(self.run_), len(x) + len(unusable)
-        frame = pd.DataFrame(index=range(n), columns=[] if len(x) else ["status"], dtype=object)
-        if len(x):
+        frame = pd.DataFrame(index=range(n), columns=["status"], dtype=object)
+        if tables:
+            table = EvidenceTable.concatenate(tables)
             found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
             rows = [row for row in range(n) if row not in unusable]
             frame = task.abstain(found, run.decision).set_index(pd.Index(rows)).reindex(range(n))
@@ -150,9 +152,9 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
             frame.loc[row, "status"] = f"quarantined: {reason}"
         return frame
 
-    def _ask(self, X: ArrayLike) -> tuple[EvidenceTable, torch.Tensor, dict[int, str]]:
-        """The evidence table of the usable images, these as the network takes them [N, C, S, S], and the rows of the others
-        with the reason."""
+    def _ask(self, X: ArrayLike) -> tuple[list[EvidenceTable], torch.Tensor, dict[int, str]]:
+        """The evidence of the usable images in parts, these as the network takes them [N, C, S, S], and the rows of the
+        others with the reason."""
         check_is_fitted(self, "run_")
         run = self.run_
         images, unusable = _set_apart(X)
@@ -165,12 +167,12 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
                 unusable[row] = str(error)
         channels, *side = run.image_shape
         x = torch.cat([torch.empty(0, channels, *side), *prepared])
-        tables = []
+        tables: list[EvidenceTable] = []
         with progress_bar("score", len(x)) as advance:
-            for some in x.split(IMAGES_AT_A_TIME):
+            for some in x.split(IMAGES_AT_A_TIME) if len(x) else ():
                 tables.append(run.evidence(some, [key_of(one) for one in some.split(1)]))
                 advance(IMAGES_AT_A_TIME * len(tables), "")
-        return EvidenceTable.concatenate(tables), x, unusable
+        return tables, x, unusable
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -224,7 +226,7 @@ def _set_apart(X: ArrayLike) -> tuple[NDArray, dict[int, str]]:
 def _refuse(unusable: Mapping[int, str]) -> None:
     """DataError that names all rows."""
     if unusable:
-        first = next(iter(unusable.values()))
+        first = unusable[min(unusable)]
         raise DataError(
             f"{len(unusable)} of the images cannot be used, rows {', '.join(map(str, sorted(unusable)))}: {first}",
             "Leave these rows out. answers() gives the others their answers.",
@@ -245,8 +247,9 @@ def _kept(
     run: Path, images: NDArray, labels: NDArray[np.int64], classes: list[str], groups: ArrayLike | None
 ) -> Path:
     """The images in a file next to the run, named by its content: other images get another file."""
-    patients = None if groups is None else known_patients(np.asarray(groups).ravel().tolist())
-    parts = [images, labels, *([] if patients is None else [np.asarray(patients).astype(str)])]
+    named = None if groups is None else known_patients(np.asarray(groups).ravel().tolist())
+    patients = None if named is None else np.array([name or "" for name in named])
+    parts = [images, labels, *([] if patients is None else [patients])]
     content = hashlib.blake2b(repr(classes).encode(), digest_size=8)
     for part in parts:
         content.update(f"{part.shape} {part.dtype}".encode() + np.ascontiguousarray(part).tobytes())

@@ -78,7 +78,9 @@ def check(
     harmless = {"left out by the convention", "left out", "duplicate", "leak"}
     return {
         "name": source.info.title,
-        "ok": not (leaks or problem or warned or set(left_out) - harmless or any(n != m for _, n, m in table_counts)),
+        "ok": not (
+            leaks or problem or warned or set(left_out) - harmless or any(n != m for _, n, m in table_counts)
+        ),
         "counts": [count._asdict() for count in table_counts],
         "records": len(records),
         "patients": len({r.patient_id for r in records if r.patient_id is not None}),

@@ -16,7 +16,17 @@ from scorebayes.data.pixels.images import image_bits
 from scorebayes.errors import DataError
 
 NOT_CHECKABLE = "not checkable: no patient ids"
-MASK_CLASSES = ("mask", "masks", "label", "labels", "segmentation", "segmentations", "annotation", "annotations", "gt")
+MASK_CLASSES = (
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "segmentation",
+    "segmentations",
+    "annotation",
+    "annotations",
+    "gt",
+)
 SHORTCUT = 0.25  # a depth whose share differs so much between two classes tells them apart
 
 
@@ -42,7 +52,9 @@ def doubts(
     words.append(f"No usable image is of the class {' or '.join(empty)}." if empty and records else "")
     pictures = [name for name in classes if name.casefold() in MASK_CLASSES]
     words.append(
-        f"The class {' and '.join(pictures)} may be a folder of masks. If so, move it elsewhere." if pictures else ""
+        f"The class {' and '.join(pictures)} may be a folder of masks. If so, move it elsewhere."
+        if pictures
+        else ""
     )
     if shapes := masks([record.path for record in records]):
         words.append(
@@ -92,12 +104,14 @@ def depth_words(records: Sequence[Record], classes: Sequence[str], headers: int 
                 continue  # told when it is read for use
     if len(counts) < 2:
         return ""
-    names = {None: "without label", **dict(enumerate(classes))}
     listed = "; ".join(
-        f"{bits} bits: " + ", ".join(f"{n} {names[label]}" for label, n in found.items())
+        f"{bits} bits: "
+        + ", ".join(
+            f"{n} {'without label' if label is None else classes[label]}" for label, n in found.items()
+        )
         for bits, found in sorted(counts.items())
     )
-    totals = sum(counts.values(), Counter())
+    totals: Counter[int | None] = sum(counts.values(), Counter())
     shares = [
         [found[label] / totals[label] for label in range(len(classes)) if totals[label]]
         for found in counts.values()

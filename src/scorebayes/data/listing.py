@@ -83,7 +83,9 @@ def left_out_words(left_out: dict[Path, str], root: Path | None = None) -> str:
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
             parts.append(f"{len(names)} {words[len(names) > 1]} ({shown})")
     n = len(left_out)
-    return f"{n} {'files or folders' if n > 1 else 'file or folder'} left out: {', '.join(parts)}." if n else ""
+    return (
+        f"{n} {'files or folders' if n > 1 else 'file or folder'} left out: {', '.join(parts)}." if n else ""
+    )
 
 
 def _reason(path: Path) -> str | None:

@@ -10,7 +10,23 @@ from numbers import Integral, Real
 from pathlib import PurePosixPath
 from typing import Any
 
-UNKNOWN = ("", "?", "-", "--", ".", "nan", "none", "null", "nat", "<na>", "#n/a", "n/a", "unknown", "unk", "not known")
+UNKNOWN = (
+    "",
+    "?",
+    "-",
+    "--",
+    ".",
+    "nan",
+    "none",
+    "null",
+    "nat",
+    "<na>",
+    "#n/a",
+    "n/a",
+    "unknown",
+    "unk",
+    "not known",
+)
 NO_LABEL = (
     *("", "?", "-1", "-1.0", "n/a", "#n/a", "na", "<na>", "nan", "null"),
     *("unknown", "unlabelled", "unlabeled"),
@@ -97,10 +113,11 @@ def _one_slip(short: str, long: str) -> bool:
 
 def known_patient(patient: Any) -> str | None:
     """The patient's name as text, or None where there is none: None, NaN, empty, "?", "nan", "unknown"."""
-    if patient is None or (isinstance(patient, Real) and patient != patient):
+    if patient is None:
         return None
-    if isinstance(patient, Real) and not isinstance(patient, Integral) and float(patient).is_integer():
-        patient = int(patient)  # one column of numbers, read with gaps and without
+    if isinstance(patient, Real) and not isinstance(patient, Integral):
+        number = float(patient)  # one column of numbers, read with gaps and without
+        patient = int(number) if number.is_integer() else number
     name = clean(str(patient))
     return None if name.casefold() in UNKNOWN else name
 

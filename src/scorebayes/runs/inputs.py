@@ -98,13 +98,17 @@ def start_run(
         *layers, given, preset=preset, defaults=suggest(source, shown, _named_sources(layers, preset))
     )
     require_prior(config.prior, source.info.classes)
-    images, rejected, splits, used = _divided(Reader(path, config, source.info), source, records, config, options)
+    images, rejected, splits, used = _divided(
+        Reader(path, config, source.info), source, records, config, options
+    )
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
     audit["warnings"] = doubts(source, images.records, audit, HEADERS)
     unlabelled = sum(record.label is None for record in images.records)
     if unlabelled and not config.train.label_free:
-        audit["warnings"].append(f"{unlabelled} images have no label. They are not used for training with labels.")
+        audit["warnings"].append(
+            f"{unlabelled} images have no label. They are not used for training with labels."
+        )
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
     train = by_split["train"] if config.train.label_free else by_split["train"].labelled()
     if not len(train):

@@ -25,15 +25,15 @@ def seen_by_start(start: Run, source: str, images: ImageSet, splits: Mapping[str
     """
     found: dict[str, Any] = {"run": str(start.path), "test": [], "val": [], "not_compared": ""}
     seen = {name: _Seen(name_of) for name, name_of in TRAINED_ON.items()}
-    step: Run | None = start
-    while step is not None:
+    steps = [start]
+    while steps:
+        step = steps.pop()
         try:
             for each in seen.values():
                 each.add(step, source)
-            step = step.start
+            steps += [before] if (before := step.start) is not None else []
         except (ConfigError, DataError) as error:
             found["not_compared"] = f"{step.path}: {error}"
-            break
     for name, each in seen.items():
         rows = [row for row, record in enumerate(images.records) if splits[record.image_id] == name]
         found[name] = [images.records[row].image_id for row in rows if each.holds(images, row)]

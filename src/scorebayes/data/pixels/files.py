@@ -38,8 +38,26 @@ def require_file(path: Path, root: Path | None = None) -> os.stat_result:
 
 HIDDEN, SYSTEM, LINK = "hidden", "of the system", "a link to a folder"
 _SYSTEM_NAMES = (
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "lost+found", "system volume information"),
-    *("$recycle.bin", "recycler", "recycled", "#recycle", "@recycle", "@eadir", "@tmp", "#snapshot", "@snapshot"),
+    *(
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+        "__macosx",
+        "lost+found",
+        "system volume information",
+    ),
+    *(
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "#recycle",
+        "@recycle",
+        "@eadir",
+        "@tmp",
+        "#snapshot",
+        "@snapshot",
+    ),
     *(".ds_store", ".ipynb_checkpoints", ".spotlight-v100", ".fseventsd", ".git", "__pycache__"),
 )
 

@@ -58,7 +58,11 @@ class Arrays:
     def records(self) -> list[Record]:
         """All images in the order of the file."""
         arrays = self._arrays()
-        patients = known_patients(arrays["patients"].tolist()) if "patients" in arrays else [None] * len(arrays["labels"])
+        patients = (
+            known_patients(arrays["patients"].tolist())
+            if "patients" in arrays
+            else [None] * len(arrays["labels"])
+        )
         return [
             Record(
                 f"image-{row:06d}",

@@ -11,7 +11,6 @@ system are counted in a note. An error that casts doubt on the whole table stops
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections import defaultdict
@@ -188,10 +187,10 @@ class Folder:
             else:
                 rows.append(same[0])
         for path in [*listing.images, *(p for p, reason in listing.left_out.items() if reason == MASK)]:
-            name = self._name(path)
-            if name is not None and name not in of_image:
+            unlisted = self._name(path)
+            if unlisted is not None and unlisted not in of_image:
                 mask = path in listing.left_out
-                self._reject(name, REASONS[MASK] if mask else "The table has no row for this file.")
+                self._reject(unlisted, REASONS[MASK] if mask else "The table has no row for this file.")
         return rows
 
     def _table_rows(self, path: Path) -> list[_Row]:
@@ -243,9 +242,8 @@ class Folder:
             else:
                 self._reject(name, "The file is not in a class folder.")
         for path, reason in listing.left_out.items():
-            name = self._name(path) if reason in REASONS else None
-            if name is not None:
-                self._reject(name, REASONS[reason])
+            if reason in REASONS and (left := self._name(path)) is not None:
+                self._reject(left, REASONS[reason])
         return rows
 
     def _listing(self) -> Listing:
@@ -292,7 +290,9 @@ class Folder:
     ) -> tuple[tuple[str, ...], dict[str, str]]:
         """The names of the classes in their order, and the class of every label that is one."""
         if classes is not None:
-            names = tuple(clean(name) for name in (classes.split(",") if isinstance(classes, str) else classes))
+            names = tuple(
+                clean(name) for name in (classes.split(",") if isinstance(classes, str) else classes)
+            )
             of_key = {class_key(name): name for name in names}
             if len(of_key) < max(2, len(names)) or "" in names:
                 raise ConfigError(

@@ -23,7 +23,10 @@ def names_below(root: Path, texts: Sequence[str]) -> tuple[list[str], list[str]]
     foreign = {name: PurePosixPath(name).parts for name in names if _is_absolute(name)}
     if not foreign or any(os.path.lexists(name) for name in foreign if "\0" not in name):
         return names, []
-    common = os.path.commonprefix([parts[:-1] for parts in foreign.values()])
+    try:
+        common = PurePosixPath(os.path.commonpath([PurePosixPath(name).parent for name in foreign])).parts
+    except ValueError:  # some of Windows, some not
+        return names, []
     for cut in range(1, len(common) + 1):
         moved = {name: "/".join(parts[cut:]) for name, parts in foreign.items()}
         if sum(_exists(root, name) for name in moved.values()) > len(moved) / 2:
@@ -45,7 +48,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def _posix(root: Path, text: str) -> str:
-    """With the separators of Windows turned, and in the form of Unicode that the disk has, if it does not exist otherwise."""
+    """With the separators of Windows turned and in the disk's form of Unicode, if it does not exist otherwise."""
     name = PurePosixPath(text).as_posix()
     if "\\" in name and not _exists(root, name):
         name = PureWindowsPath(text).as_posix()

@@ -91,11 +91,10 @@ def _without_preface(text: str, columns: Sequence[str]) -> tuple[str, int, str]:
     above, told = 0, ""
     while text:
         first, _, rest = text.partition("\n")
+        comment = first.startswith("#") and not any(_places(_header(first, s), columns) for s in SEPARATORS)
         if match := _SEPARATOR_LINE.fullmatch(first.strip(" ")):
             told = match[1]
-        elif first.strip() and not first.startswith("#"):
-            break
-        elif first.startswith("#") and any(_places(_header(first, s), columns) for s in SEPARATORS):
+        elif first.strip() and not comment:
             break
         text, above = rest, above + 1
     return text, above, told
