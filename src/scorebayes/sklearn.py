@@ -87,8 +87,8 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
 
         Raises DataError for unusable images or classes that are too small, ConfigError for parameters that do not fit.
         """
-        images, unusable = _set_apart(X)
-        _refuse(unusable)
+        _refuse(_not_images(X))
+        images = _images(X)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
         if numbers.shape != (len(images),):
@@ -156,11 +156,9 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         """The evidence of the usable images in parts, these as the network takes them [N, C, S, S], and the rows of the
         others with the reason."""
         check_is_fitted(self, "run_")
-        run = self.run_
-        images, unusable = _set_apart(X)
-        rows = [row for row in range(len(images) + len(unusable)) if row not in unusable]
-        prepared = []
-        for row, image in zip(rows, images, strict=True):
+        run, images = self.run_, _stack(X)
+        prepared, unusable = [], {}
+        for row, image in enumerate(images):
             try:
                 prepared.append(run.prepare(to_unit(image, f"image {row}")))
             except DataError as error:
@@ -202,45 +200,46 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         self.run_ = open_run(path, self.device)
 
 
-def _set_apart(X: ArrayLike) -> tuple[NDArray, dict[int, str]]:
-    """The images, and the rows whose numbers are none of an image (NaN, out of range) with the reason, which are left out.
+def _stack(X: ArrayLike) -> NDArray:
+    """[N, H, W] or [N, H, W, 3]."""
+    images = np.asarray(X)
+    if not is_stack(images) or not images.size:
+        raise ConfigError(f"X has shape {images.shape}.", "Expected images, (N, H, W) or (N, H, W, 3).")
+    return images
 
-    Where that is so of every one of several rows, X as a whole is wrong, and that is an error.
-    """
-    given = np.asarray(X)
-    unusable: dict[int, str] = {}
-    if given.dtype.kind == "f" and given.ndim > 2:
-        for row, image in enumerate(given):
-            try:
-                to_unit(image, f"image {row}")
-            except DataError as error:
-                unusable[row] = str(error)
-        if len(unusable) == len(given) > 1:
-            unusable = {}
-        given = given[[row for row in range(len(given)) if row not in unusable]]
-        if unusable and not len(given):
-            return given, unusable
-    return _images(given), unusable
+
+def _images(X: ArrayLike) -> NDArray:
+    images = _stack(X)
+    if images.dtype.kind == "f":
+        return to_unit(images, "X")
+    to_unit(images[:1], "X")  # says what is wrong with other types
+    return images
+
+
+def _not_images(X: ArrayLike) -> dict[int, str]:
+    """The rows of floating-point images with NaN or out of range, and why; none where all are so, since then X is wrong as a
+    whole."""
+    try:
+        images = np.asarray(X)
+    except ValueError:  # of different sizes: told where the stack is made
+        return {}
+    found: dict[int, str] = {}
+    for row, image in enumerate(images) if images.dtype.kind == "f" and images.ndim > 2 else ():
+        try:
+            to_unit(image, f"image {row}")
+        except DataError as error:
+            found[row] = str(error)
+    return found if len(found) < len(images) else {}
 
 
 def _refuse(unusable: Mapping[int, str]) -> None:
     """DataError that names all rows."""
     if unusable:
-        first = unusable[min(unusable)]
         raise DataError(
-            f"{len(unusable)} of the images cannot be used, rows {', '.join(map(str, sorted(unusable)))}: {first}",
-            "Leave these rows out. answers() gives the others their answers.",
+            f"{len(unusable)} of the images cannot be used, rows {', '.join(map(str, sorted(unusable)))}: "
+            f"{unusable[min(unusable)]}",
+            "Leave these rows out; answers() gives the others their answers.",
         )
-
-
-def _images(X: ArrayLike) -> NDArray:
-    images = np.asarray(X)
-    if not is_stack(images) or not images.size:
-        raise ConfigError(f"X has shape {images.shape}.", "Expected images, (N, H, W) or (N, H, W, 3).")
-    if images.dtype.kind == "f":
-        return to_unit(images, "X")
-    to_unit(images[:1], "X")  # says what is wrong with other types
-    return images
 
 
 def _kept(
