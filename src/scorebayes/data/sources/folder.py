@@ -58,6 +58,7 @@ REASONS = {
     MASK: f"left out: {MASK}.",
     INDEX: f"left out: {INDEX}.",
 }
+NO_ROW = "The table has no row for this file."
 PROBED = 16  # files that tell depth and colour of all
 
 
@@ -116,7 +117,8 @@ class Folder:
         self._records = [record for row in rows if (record := self._record(row, names, class_of)) is not None]
         present = sorted({record.label for record in self._records if record.label is not None})
         if len(present) < 2:
-            first = f" ({len(self.rejected)} left out: {self.rejected[0].reason})" if self.rejected else ""
+            told = sorted(self.rejected, key=lambda entry: entry.reason == NO_ROW)
+            first = f" ({len(told)} left out: {told[0].reason})" if told else ""
             noted = "".join(f" {note}" for note in self.notes)
             raise DataError(
                 f"{given} has usable images of only {len(present)} classes{first}.{noted}",
@@ -190,7 +192,7 @@ class Folder:
             unlisted = self._name(path)
             if unlisted is not None and unlisted not in of_image:
                 mask = path in listing.left_out
-                self._reject(unlisted, REASONS[MASK] if mask else "The table has no row for this file.")
+                self._reject(unlisted, REASONS[MASK] if mask else NO_ROW)
         return rows
 
     def _table_rows(self, path: Path) -> list[_Row]:
