@@ -201,7 +201,8 @@ def test_unlabelled_images_serve_a_label_free_start_only(tmp_path) -> None:
     assert (images["train"].labels < 0).sum() == (free.split.query("split == 'train'")["label"] < 0).sum() > 10
     assert not any("have no label" in text for text in said)
     labelled, images, said = start(tmp_path / "labelled", data, {"train": {"init": str(free.path)}})
-    assert "24 images have no label. They are not used for training with labels." in said
+    assert "24 images have no label. They are not used for training with labels, nor for validation." in said
+    assert (images["val"].labels >= 0).all() and (labelled.images("val").labels >= 0).all()
     assert sum(labelled.facts.train_counts) == (images["train"].labels >= 0).sum() < 20
     given = unlabelled_of_start(labelled)
     assert set(given.keys) == set(images["train"].keys) - set(images["train"].labelled().keys)
@@ -216,10 +217,6 @@ def test_a_run_is_trained_and_calibrated_beside_unlabelled_images(tmp_path) -> N
 
 
 # --- L7: what the start has seen ---------------------------------------------------------------------------
-
-
-def named(root: Path) -> str:
-    return unlabelled(root)
 
 
 def test_a_start_of_another_seed_has_seen_test_images_and_that_is_said(tmp_path) -> None:

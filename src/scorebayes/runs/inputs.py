@@ -30,6 +30,7 @@ LARGEST_DEFAULT_SIZE = 64
 LEAST_FOR_FEATURES, FEATURES_SIZE = 96, 224  # pixels along the longer side
 ON_FEATURES, ON_PIXELS = ("features", "wavelets"), ("pixels", "wavelets")
 FEATURES_STEPS = 750
+NOT_USED = "They are not used for training with labels, nor for validation."
 HEADERS = 500  # files at most that are opened to learn their depths
 FEW_IMAGES, STEPS_POWER = 1000, 0.4  # up to so many, the steps are the configuration's default
 UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
@@ -101,14 +102,15 @@ def start_run(
     images, rejected, splits, used = _divided(
         Reader(path, config, source.info), source, records, config, options
     )
+    unlabelled = sum(record.label is None for record in images.records)
+    beside = "" if config.train.label_free or not unlabelled else f"{unlabelled} images have no label. {NOT_USED}"
+    if beside:
+        images = images.subset(
+            [row for row, r in enumerate(images.records) if r.label is not None or splits[r.image_id] != "val"]
+        )
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
-    audit["warnings"] = doubts(source, images.records, audit, HEADERS)
-    unlabelled = sum(record.label is None for record in images.records)
-    if unlabelled and not config.train.label_free:
-        audit["warnings"].append(
-            f"{unlabelled} images have no label. They are not used for training with labels."
-        )
+    audit["warnings"] = [*doubts(source, images.records, audit, HEADERS), *filter(None, [beside])]
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
     train = by_split["train"] if config.train.label_free else by_split["train"].labelled()
     if not len(train):
