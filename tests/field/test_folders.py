@@ -48,7 +48,9 @@ def reasons(source: Folder) -> dict[str, str]:
 # --- L1: names say nothing ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["1.2.840.113619.2.5.1", "IM0001", "slice.IMA", "scan.dc3", "a.1", "a.dicom", "x.txt"])
+@pytest.mark.parametrize(
+    "name", ["1.2.840.113619.2.5.1", "IM0001", "slice.IMA", "scan.dc3", "a.1", "a.dicom", "x.txt"]
+)
 def test_a_dicom_file_is_found_whatever_its_name(tmp_path, name) -> None:
     """L1: files named by their UID, .IMA, .dc3, .1 or nothing are images if DICM stands at byte 128."""
     path = dicom(tmp_path / "in" / name)
@@ -90,7 +92,10 @@ def test_what_predict_leaves_out_is_counted_in_words(tmp_path) -> None:
         assert image_files([root]) == [root / "a.png"]
     said = str(caught[0].message)
     assert "8 files or folders left out: 1 is no image (notes.txt)" in said
-    assert "1 is a mask beside its image (a_mask.png)" in said and "1 is an index of a DICOM disc (INDEX)" in said
+    assert (
+        "1 is a mask beside its image (a_mask.png)" in said
+        and "1 is an index of a DICOM disc (INDEX)" in said
+    )
     assert "1 is hidden (.secret.png)" in said and "1 is a link to a folder (link)" in said
     assert "3 belong to the system (.DS_Store, ._a.png, @eaDir)" in said
 
@@ -109,7 +114,15 @@ def test_what_cannot_be_read_but_is_called_an_image_is_a_row_of_its_own(tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    ["@eaDir", "$RECYCLE.BIN", "__MACOSX", ".ipynb_checkpoints", "lost+found", "System Volume Information", "#recycle"],
+    [
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "__MACOSX",
+        ".ipynb_checkpoints",
+        "lost+found",
+        "System Volume Information",
+        "#recycle",
+    ],
 )
 def test_a_folder_of_the_system_is_no_class_and_is_noted(tmp_path, name) -> None:
     """L4: thumbnails and recycled files are left out and counted."""
@@ -160,7 +173,10 @@ def test_masks_that_a_table_names_are_kept_with_a_warning_and_others_are_left_ou
     (tmp_path / "labels.csv").write_text("path,label,patient_id\na.png,x,1\na_mask.png,x,1\nb.png,y,2\n")
     source = Folder(tmp_path)
     assert reasons(source) == {"b_mask.png": "left out: a mask beside its image."}
-    assert "1 images have names of masks beside their images, for example a_mask.png" in check(source)["warnings"][0]
+    assert (
+        "1 images have names of masks beside their images, for example a_mask.png"
+        in check(source)["warnings"][0]
+    )
 
 
 def test_a_folder_of_masks_beside_the_classes_is_doubted(tmp_path) -> None:
@@ -200,7 +216,9 @@ def test_one_picture_under_two_labels_is_doubted(tmp_path) -> None:
     two_classes(tmp_path)
     shutil.copy(tmp_path / "benign" / "0.png", tmp_path / "malignant" / "same.png")
     warned = check(Folder(tmp_path))["warnings"]
-    assert any("1 image occurs under two labels, for example benign/0.png = malignant/same.png" in w for w in warned)
+    assert any(
+        "1 image occurs under two labels, for example benign/0.png = malignant/same.png" in w for w in warned
+    )
 
 
 # --- P12: depth --------------------------------------------------------------------------------------------

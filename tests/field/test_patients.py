@@ -54,7 +54,23 @@ def start(path: Path, data: str, *layers: dict):
 
 def test_every_unknown_patient_is_another_one() -> None:
     """L5: None, NaN, empty and what programs write for these are nobody's name."""
-    unknown = [None, float("nan"), np.nan, "", " ", "nan", "NaN", "None", "?", "unknown", "N/A", "<NA>", pd.NA, pd.NaT, "-"]
+    unknown = [
+        None,
+        float("nan"),
+        np.nan,
+        "",
+        " ",
+        "nan",
+        "NaN",
+        "None",
+        "?",
+        "unknown",
+        "N/A",
+        "<NA>",
+        pd.NA,
+        pd.NaT,
+        "-",
+    ]
     assert known_patients(unknown) == [None] * len(unknown)
     assert known_patients(["007", "7", "NA", "1e3", "p 1"]) == ["007", "7", "NA", "1e3", "p 1"]
     assert known_patients(["NA", "NA", "b"]) == [None, None, "b"]  # as R writes it
@@ -83,7 +99,13 @@ def test_unknown_patients_of_a_table_stand_alone(tmp_path) -> None:
 def test_unknown_groups_of_an_array_stand_alone(tmp_path) -> None:
     """L5: groups with None and NaN, as pandas hands them on."""
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
-    save_arrays(tmp_path / "a.npz", images, np.arange(6) % 2, classes=["a", "b"], patients=["p", "nan", "None", "", "q", "p"])
+    save_arrays(
+        tmp_path / "a.npz",
+        images,
+        np.arange(6) % 2,
+        classes=["a", "b"],
+        patients=["p", "nan", "None", "", "q", "p"],
+    )
     patients = [record.patient_id for record in open_source(f"arrays:{tmp_path / 'a.npz'}").records()]
     assert patients == ["p", None, None, None, "q", "p"]
 
@@ -109,7 +131,11 @@ def test_unknown_patients_are_not_checkable_and_the_option_is_named(tmp_path) ->
     [
         (["a/P000_1.png", "a/P000_2.png", "b/P001_1.png", "b/P002_1.png"], 2, "P000"),
         (["a/12-L.png", "a/12-R.png", "b/13-L.png", "b/14-L.png"], 2, "12"),
-        (["a/case_0001_l.png", "a/case_0001_r.png", "b/case_0002_l.png", "b/case_0003_l.png"], 2, "case_0001"),
+        (
+            ["a/case_0001_l.png", "a/case_0001_r.png", "b/case_0002_l.png", "b/case_0003_l.png"],
+            2,
+            "case_0001",
+        ),
         (["a/7/x1.png", "a/7/x2.png", "b/8/x1.png", "b/9/x1.png"], 2, "7"),
         (["a/benign (1).png", "a/benign (2).png", "b/malignant (1).png", "b/malignant (2).png"], 2, None),
         (["a/IMG_0001.png", "a/IMG_0002.png", "b/IMG_0003.png"], 2, None),
@@ -135,8 +161,13 @@ def test_training_and_the_first_screen_of_the_report_say_that_patients_are_unkno
     folder = write_fake_run(tmp_path / "fake", n_patients=30)
     assert leak_words(Run(folder)) == ""
     table = pd.read_parquet(folder / "split.parquet")
-    for unknown, words in ((len(table), "not checkable: no patient ids"), (3, f"for 3 of {len(table)} images")):
-        table.assign(patient_id=[None] * unknown + list(table["patient_id"][unknown:])).to_parquet(folder / "split.parquet")
+    for unknown, words in (
+        (len(table), "not checkable: no patient ids"),
+        (3, f"for 3 of {len(table)} images"),
+    ):
+        table.assign(patient_id=[None] * unknown + list(table["patient_id"][unknown:])).to_parquet(
+            folder / "split.parquet"
+        )
         report = Run(folder)
         assert words in dict(_cards(report))["How sure"]
         assert words in " ".join(leakage(report).words) and "None was found." not in leakage(report).words
@@ -166,7 +197,10 @@ def test_a_copy_without_patient_goes_with_the_patient_it_shows() -> None:
     one = [np.zeros((4, 4), np.uint8)] * 2
     assert copies_of(records(["p", None]), one) == {"i1": ("patient", "p")}
     assert copies_of(records(["p", "q"]), one) == {}
-    torn = [replace(record, split=split) for record, split in zip(records([None] * 2), ("train", "test"), strict=True)]
+    torn = [
+        replace(record, split=split)
+        for record, split in zip(records([None] * 2), ("train", "test"), strict=True)
+    ]
     assert copies_of(torn, one) == {}
 
 
@@ -178,7 +212,9 @@ def test_oversampled_images_train_without_groups(tmp_path) -> None:
     config = {name: LAYER[name] for name in ("net", "train", "likelihood")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = ScoreBayesClassifier("tiny", config=config, device="cpu", random_state=6).fit(base[rows], rows % 2)
+        model = ScoreBayesClassifier("tiny", config=config, device="cpu", random_state=6).fit(
+            base[rows], rows % 2
+        )
     audit = json.loads((model.run_.path / "audit.json").read_text())
     assert audit["same_pixels_across_splits"] == [] and audit["same_pixels_within_split"]
 
@@ -198,7 +234,9 @@ def test_unlabelled_images_serve_a_label_free_start_only(tmp_path) -> None:
     """R2: as the guide says."""
     data = unlabelled(tmp_path / "data")
     free, images, said = start(tmp_path / "free", data, {"train": {"null_label": 1.0}})
-    assert (images["train"].labels < 0).sum() == (free.split.query("split == 'train'")["label"] < 0).sum() > 10
+    assert (
+        (images["train"].labels < 0).sum() == (free.split.query("split == 'train'")["label"] < 0).sum() > 10
+    )
     assert not any("have no label" in text for text in said)
     labelled, images, said = start(tmp_path / "labelled", data, {"train": {"init": str(free.path)}})
     assert "24 images have no label. They are not used for training with labels, nor for validation." in said
@@ -241,7 +279,9 @@ def test_a_start_on_other_files_is_compared_by_the_pixels(tmp_path) -> None:
     free, _, _ = start(tmp_path / "free", data, {"train": {"null_label": 1.0}})
     names = [f"{'ab'[k % 2]}/other-{k}.png" for k in range(48)]
     same, _, said = start(
-        tmp_path / "same", f"folder:{pictures(tmp_path / 'again', names)}", {"train": {"init": str(free.path)}}
+        tmp_path / "same",
+        f"folder:{pictures(tmp_path / 'again', names)}",
+        {"train": {"init": str(free.path)}},
     )
     seen = json.loads((same.path / "audit.json").read_text())["seen_by_start"]
     assert 0 < len(seen["test"]) < (same.split["split"] == "test").sum() + 1
@@ -258,7 +298,9 @@ def test_a_start_whose_images_are_gone_is_not_called_clean(tmp_path) -> None:
     (tmp_path / "data").rename(tmp_path / "moved")
     names = [f"{'ab'[k % 2]}/{k}.png" for k in range(24)]
     new, _, said = start(
-        tmp_path / "new", f"folder:{pictures(tmp_path / 'new-data', names)}", {"train": {"init": str(free.path)}}
+        tmp_path / "new",
+        f"folder:{pictures(tmp_path / 'new-data', names)}",
+        {"train": {"init": str(free.path)}},
     )
     assert any("is not known" in text for text in said)
     assert "is not known" in leak_words(Run(new.path))

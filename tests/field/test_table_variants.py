@@ -59,9 +59,13 @@ def field_input(data_root: Path, name: str) -> Path:
         pytest.param("sep=\t\n" + PLAIN.replace(",", "\t"), id="Excel's first line, tab"),
         pytest.param(PLAIN.replace(",", "\t"), id="tabs in a .csv"),
         pytest.param(PLAIN.replace(",", ", "), id="blanks after the separator"),
-        pytest.param("\n".join(f'"{a}", "{b}"' for a, b in [("path", "label"), *ROWS]), id="quotes after blanks"),
+        pytest.param(
+            "\n".join(f'"{a}", "{b}"' for a, b in [("path", "label"), *ROWS]), id="quotes after blanks"
+        ),
         pytest.param(PLAIN.replace("\n", ",\n"), id="a separator at the end of every line"),
-        pytest.param(PLAIN.replace("label\n", "label,,,\n"), id="empty columns at the end of the header only"),
+        pytest.param(
+            PLAIN.replace("label\n", "label,,,\n"), id="empty columns at the end of the header only"
+        ),
         pytest.param(PLAIN.replace("benign\n", "benign,,\n"), id="empty cells at the end of some rows"),
         pytest.param("# made by a script\n# on Monday\n" + PLAIN, id="comments above"),
         pytest.param("#" + PLAIN, id="header that begins like a comment"),
@@ -82,7 +86,10 @@ def test_a_table_is_read_however_it_is_written(tmp_path, text) -> None:
 
 def test_the_real_table_with_cr_line_ends_is_read(data_root) -> None:
     """T1: as found."""
-    assert labels(Folder(field_input(data_root, "40-cr-only"))) == {"i00.png": "benign", "i01.png": "malignant"}
+    assert labels(Folder(field_input(data_root, "40-cr-only"))) == {
+        "i00.png": "benign",
+        "i01.png": "malignant",
+    }
 
 
 def test_the_real_table_with_a_separator_line_is_read(data_root) -> None:
@@ -154,7 +161,10 @@ def test_the_real_table_with_numbers_of_two_spellings_has_two_classes(data_root)
     """L3: as found; what was merged is told."""
     source = Folder(field_input(data_root, "44-mixed-int-float"))
     assert source.info.classes == ("0", "1") and [r.label for r in source.records()] == [0, 1] * 6
-    assert source.notes == ["The labels 0 and 0.0 are one class, 0.", "The labels 1 and 1.0 are one class, 1."]
+    assert source.notes == [
+        "The labels 0 and 0.0 are one class, 0.",
+        "The labels 1 and 1.0 are one class, 1.",
+    ]
     assert source.notes[0] in as_text(check(source))
 
 
@@ -217,7 +227,9 @@ def test_different_classes_are_not_doubted(a, b) -> None:
 
 def test_absolute_paths_below_the_folder_are_read(tmp_path) -> None:
     """L3: a script wrote where the images are."""
-    source = folder(tmp_path, "path,label\n" + "".join(f"{tmp_path / name},{label}\n" for name, label in ROWS))
+    source = folder(
+        tmp_path, "path,label\n" + "".join(f"{tmp_path / name},{label}\n" for name, label in ROWS)
+    )
     assert labels(source) == dict(ROWS) and source.notes == []
 
 
@@ -225,7 +237,9 @@ def test_absolute_paths_below_the_folder_are_read(tmp_path) -> None:
 def test_absolute_paths_of_another_computer_are_found_below_the_folder(tmp_path, before) -> None:
     """L3: the folder was copied, and its table still names the old place."""
     sign = "\\" if "\\" in before else "/"
-    source = folder(tmp_path, "path,label\n" + "".join(f"{before}{sign}{name},{label}\n" for name, label in ROWS))
+    source = folder(
+        tmp_path, "path,label\n" + "".join(f"{before}{sign}{name},{label}\n" for name, label in ROWS)
+    )
     assert labels(source) == dict(ROWS)
     assert "which is not on this computer" in source.notes[0]
 

@@ -103,10 +103,16 @@ def start_run(
         Reader(path, config, source.info), source, records, config, options
     )
     unlabelled = sum(record.label is None for record in images.records)
-    beside = "" if config.train.label_free or not unlabelled else f"{unlabelled} images have no label. {NOT_USED}"
+    beside = (
+        "" if config.train.label_free or not unlabelled else f"{unlabelled} images have no label. {NOT_USED}"
+    )
     if beside:
         images = images.subset(
-            [row for row, r in enumerate(images.records) if r.label is not None or splits[r.image_id] != "val"]
+            [
+                row
+                for row, r in enumerate(images.records)
+                if r.label is not None or splits[r.image_id] != "val"
+            ]
         )
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
