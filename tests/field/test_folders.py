@@ -233,6 +233,14 @@ def test_mixed_depths_are_counted_by_class_and_a_shortcut_is_named(tmp_path) -> 
     assert "8 bits: 3 benign; 16 bits: 3 malignant" in warning and "learn the depth" in warning
 
 
+def test_the_depth_of_a_set_is_not_that_of_its_first_files(tmp_path) -> None:
+    """P12: twenty files of 8 bits come first by name, and the rest must not be cut to 8."""
+    for k in range(20):
+        picture(tmp_path / "a" / f"{k}.png", k)
+        picture(tmp_path / "b" / f"{k}.png", k, depth=16)
+    assert Folder(tmp_path).info.bits == 16
+
+
 def test_mixed_depths_in_each_class_are_no_shortcut_but_told(tmp_path) -> None:
     """P12: mixed, but alike in both classes."""
     for k in range(4):

@@ -93,6 +93,7 @@ def test_unknown_patients_of_a_table_stand_alone(tmp_path) -> None:
     result = check(source)
     assert result["patients"] == 4 and result["leakage"]["images_without_patient"] == 20
     assert "20 of 24 images name no patient" in result["warnings"][0]
+    assert "patients in two splits: 0; not checkable for 20 images: no patient ids" in as_text(result)
     assert set(split_patients(source.records()).values()) == {"train", "val", "test"}
 
 
@@ -120,7 +121,7 @@ def test_unknown_patients_are_not_checkable_and_the_option_is_named(tmp_path) ->
     text = as_text(result)
     assert not result["ok"] and "patients in two splits: not checkable: no patient ids" in text
     assert "patients in two splits: 0" not in text and "in order" not in text
-    pattern = result["warnings"][0].rpartition("patient_pattern = ")[2].strip("'")
+    pattern = result["warnings"][0].rpartition("--option 'patient_pattern=")[2].strip("'")
     known = open_source(f"folder:{tmp_path}", patient_pattern=pattern)
     assert len({record.patient_id for record in known.records()}) == 12
     assert check(known)["ok"]

@@ -132,14 +132,16 @@ def as_text(result: dict[str, Any]) -> str:
     if result["leakage"]:
         lines.append("\nLeakage between splits")
         for key in ("patients_in_two_splits", "same_pixels_across_splits", "same_pixels_within_split"):
-            if key == "patients_in_two_splits" and not result["patients"]:
-                lines.append(f"  patients in two splits: {NOT_CHECKABLE}")
-                continue
-            found = result["leakage"][key]
+            found, unknown = result["leakage"][key], result["leakage"]["images_without_patient"]
             some = "; ".join(
                 entry if isinstance(entry, str) else " = ".join(entry) for entry in found[:SHOWN]
             )
-            lines.append(f"  {key.replace('_', ' ')}: {len(found)}" + (f" ({some})" if found else ""))
+            told = f"{len(found)}" + (f" ({some})" if found else "")
+            if key == "patients_in_two_splits" and unknown:
+                told += f"; not checkable for {unknown} images: no patient ids"
+            if key == "patients_in_two_splits" and not result["patients"]:
+                told = NOT_CHECKABLE
+            lines.append(f"  {key.replace('_', ' ')}: {told}")
     lines += [f"\n{note}" for note in result["notes"]]
     lines += [f"\nWarning: {warning}" for warning in result["warnings"]]
     fine = "Nothing is wrong. See the notes above." if result["notes"] else "Everything is in order."

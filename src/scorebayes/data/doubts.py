@@ -86,8 +86,7 @@ def patient_words(records: Sequence[Record], n_classes: int) -> str:
     named = all(PurePosixPath(record.image_id).name == record.path.name for record in records)
     if named and (pattern := suggest_pattern([record.image_id for record in records], n_classes)):
         text += (
-            " The file names look as if they held the patient. If so, put these two lines into a file for --config: "
-            f"[data.options] and patient_pattern = '{pattern}'"
+            f" The file names look as if they held the patient. If so: --option 'patient_pattern={pattern}'"
         )
     return text
 

@@ -309,9 +309,9 @@ class Folder:
         return _in_order(given, set(spelling.values())), {x: spelling[text] for x, text in cleaned.items()}
 
     def _probe(self) -> tuple[int, bool]:
-        """Greatest bit depth and whether all are coloured, of the first images that can be read."""
+        """Greatest bit depth and whether all are coloured, of some images from the first to the last."""
         depths, colours = [8], []
-        for record in self._records[:PROBED]:
+        for record in self._records[:: -(-len(self._records) // PROBED)]:
             try:
                 pixels = self.read(record)
                 depths.append(image_bits(record.path))
