@@ -158,6 +158,15 @@ def test_a_mask_beside_its_image_is_left_out_and_listed(tmp_path, mask) -> None:
     assert len(check(source)["left_out"]["left out"]) == 1
 
 
+@pytest.mark.parametrize("mask", ["benign/masks/0.png", "benign/Masks/0_mask.png", "masks/0.png", "gt/0.png"])
+def test_a_mask_in_a_folder_of_masks_is_left_out_and_listed(tmp_path, mask) -> None:
+    """L4: masks in a folder beside the images, with the names of these."""
+    picture(two_classes(tmp_path) / mask, 6)
+    source = Folder(tmp_path)
+    assert len(source.records()) == 4 and source.info.classes == ("benign", "malignant")
+    assert reasons(source) == {mask: "left out: a mask beside its image."}
+
+
 def test_a_mask_without_its_image_is_an_image(tmp_path) -> None:
     """L4: only where the image itself is there."""
     two_classes(tmp_path)
@@ -181,7 +190,7 @@ def test_masks_that_a_table_names_are_kept_with_a_warning_and_others_are_left_ou
 
 def test_a_folder_of_masks_beside_the_classes_is_doubted(tmp_path) -> None:
     """L4: masks/ is a class by its place, hardly by its meaning."""
-    picture(two_classes(tmp_path) / "masks" / "0.png", 77)
+    picture(two_classes(tmp_path) / "masks" / "of another.png", 77)
     assert any("may be a folder of masks" in text for text in check(Folder(tmp_path))["warnings"])
 
 

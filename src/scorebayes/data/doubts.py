@@ -10,23 +10,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from scorebayes.data.base import Record, Source
-from scorebayes.data.listing import masks
+from scorebayes.data.listing import MASK_FOLDERS, masks
 from scorebayes.data.names import near_doubles, suggest_pattern
 from scorebayes.data.pixels.images import image_bits
 from scorebayes.errors import DataError
 
 NOT_CHECKABLE = "not checkable: no patient ids"
-MASK_CLASSES = (
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "segmentation",
-    "segmentations",
-    "annotation",
-    "annotations",
-    "gt",
-)
 SHORTCUT = 0.25  # a depth whose share differs so much between two classes tells them apart
 
 
@@ -50,7 +39,7 @@ def doubts(
     present = {record.label for record in records}
     empty = [name for number, name in enumerate(classes) if number not in present]
     words.append(f"No usable image is of the class {' or '.join(empty)}." if empty and records else "")
-    pictures = [name for name in classes if name.casefold() in MASK_CLASSES]
+    pictures = [name for name in classes if name.casefold() in MASK_FOLDERS]
     words.append(
         f"The class {' and '.join(pictures)} may be a folder of masks. If so, move it elsewhere."
         if pictures

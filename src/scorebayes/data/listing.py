@@ -36,6 +36,17 @@ _MASKS = (
     re.compile(rf"(?P<base>.+?)[ _.-]+{_MASK_WORD}(?:[ _.-]*\d+)?", re.IGNORECASE),
     re.compile(rf"{_MASK_WORD}[ _.-]+(?P<base>.+)", re.IGNORECASE),
 )
+MASK_FOLDERS = (
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "segmentation",
+    "segmentations",
+    "annotation",
+    "annotations",
+    "gt",
+)
 SHOWN = 3  # names of each kind
 
 
@@ -63,9 +74,23 @@ def list_images(root: Path, unreadable: Callable[[OSError], None] | None = None)
 
 
 def masks(images: Sequence[Path]) -> list[Path]:
-    """Those that are named as the mask of another: ``x_mask.png``, ``x_mask_1.png`` or ``x_seg.png`` beside ``x.png``."""
-    stems = {(path.parent, path.stem.casefold()) for path in images}
-    return [path for path in images if any((path.parent, base.casefold()) in stems for base in _bases(path))]
+    """Those that are named as the mask of another: ``x_mask.png``, ``x_mask_1.png`` or ``x_seg.png`` beside ``x.png``, and
+    ``masks/x.png`` where ``x.png`` is in the folder above or in one beside ``masks``."""
+    plain = [path for path in images if path.parent.name.casefold() not in MASK_FOLDERS]
+    beside = {(path.parent, path.stem.casefold()) for path in images}
+    around = {
+        (folder, path.stem.casefold()) for path in plain for folder in (path.parent, path.parent.parent)
+    }
+    found = []
+    for path in images:
+        bases = [base.casefold() for base in _bases(path)]
+        in_folder = path.parent.name.casefold() in MASK_FOLDERS
+        names = [path.stem.casefold(), *bases] if in_folder else []
+        if any((path.parent, base) in beside for base in bases) or any(
+            (path.parent.parent, name) in around for name in names
+        ):
+            found.append(path)
+    return found
 
 
 def _bases(path: Path) -> list[str]:

@@ -41,7 +41,13 @@ from scorebayes.errors import ConfigError, DataError
 
 REQUIRED = ("path|file|image", "label|class|pathology")
 EXTRA = ("density", "vendor", "lesion_type")
-OPTIONAL = ("patient_id|patient", "split", "view", "laterality", *EXTRA)
+OPTIONAL = (
+    "patient_id|patient|subject_id|subject|participant_id|participant",
+    "split",
+    "view",
+    "laterality",
+    *EXTRA,
+)
 """Columns by their names, best first. Others are never copied: they may identify a person."""
 
 SPLIT_NAMES = {
