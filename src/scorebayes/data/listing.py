@@ -37,15 +37,8 @@ _MASKS = (
     re.compile(rf"{_MASK_WORD}[ _.-]+(?P<base>.+)", re.IGNORECASE),
 )
 MASK_FOLDERS = (
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "segmentation",
-    "segmentations",
-    "annotation",
-    "annotations",
-    "gt",
+    *("mask", "masks", "label", "labels", "gt"),
+    *("segmentation", "segmentations", "annotation", "annotations"),
 )
 SHOWN = 3  # names of each kind
 

@@ -96,27 +96,27 @@ def start_run(
     label_free = any(layer.get("train", {}).get("null_label") == 1.0 for layer in layers)
     shown = records if label_free else [record for record in records if record.label is not None]
     config = resolve(
-        *layers, given, preset=preset, defaults=suggest(source, shown, _named_sources(layers, preset))
+        *layers,
+        given,
+        preset=preset,
+        defaults=suggest(source, shown or records, _named_sources(layers, preset)),
     )
     require_prior(config.prior, source.info.classes)
     images, rejected, splits, used = _divided(
         Reader(path, config, source.info), source, records, config, options
     )
     unlabelled = sum(record.label is None for record in images.records)
-    beside = (
-        "" if config.train.label_free or not unlabelled else f"{unlabelled} images have no label. {NOT_USED}"
-    )
+    beside = bool(unlabelled) and not config.train.label_free
     if beside:
-        images = images.subset(
-            [
-                row
-                for row, r in enumerate(images.records)
-                if r.label is not None or splits[r.image_id] != "val"
-            ]
-        )
+        val = {image_id for image_id, name in splits.items() if name == "val"}
+        known = [row for row, r in enumerate(images.records) if r.label is not None or r.image_id not in val]
+        images = images.subset(known)
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
-    audit["warnings"] = [*doubts(source, images.records, audit, HEADERS), *filter(None, [beside])]
+    audit["notes"] = list(source.notes)
+    audit["warnings"] = doubts(source, images.records, audit, HEADERS)
+    if beside:
+        audit["warnings"].append(f"{unlabelled} images have no label. {NOT_USED}")
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
     train = by_split["train"] if config.train.label_free else by_split["train"].labelled()
     if not len(train):

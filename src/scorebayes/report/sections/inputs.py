@@ -291,8 +291,12 @@ def leakage(run: Run) -> Section:
     words = [
         "No patient and no image may be in two partitions, because a model could simply memorise the answer.",
         leak_words(run) or "None was found.",
-        *(f"Noticed before training: {text}" for text in run.audit.get("warnings", ())),
+        *(
+            f"Noted before training: {text}"
+            for key in ("warnings", "notes")
+            for text in run.audit.get(key, ())
+        ),
     ]
-    checks = {name: found for name, found in run.audit.items() if name != "warnings"}
+    checks = {name: found for name, found in run.audit.items() if name not in ("warnings", "notes")}
     table = Table("Checks and results", ("Check", "Result"), list(flat_texts(checks)))
     return Section("leakage", title, words, [table], numbers={"audit": run.audit})
