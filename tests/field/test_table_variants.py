@@ -81,7 +81,8 @@ def field_input(data_root: Path, name: str) -> Path:
 )
 def test_a_table_is_read_however_it_is_written(tmp_path, text) -> None:
     """T1: CR line ends; L3: sep= lines, blanks, quotes, comments, trailing separators and what else comes."""
-    assert labels(folder(tmp_path, text)) == dict(ROWS)
+    source = folder(tmp_path, text)
+    assert labels(source) == dict(ROWS) and source.info.classes == ("benign", "malignant")
 
 
 def test_the_real_table_with_cr_line_ends_is_read(data_root) -> None:
