@@ -223,10 +223,13 @@ def test_oversampled_images_train_without_groups(tmp_path) -> None:
 # --- R2: unlabelled images ---------------------------------------------------------------------------------
 
 
-def unlabelled(root: Path) -> str:
-    """24 labelled images and 24 without a label, each of its own patient."""
+def unlabelled(root: Path, patients: bool = True) -> str:
+    """24 labelled images and 24 without a label, each of its own patient, who is named or not."""
     names = [f"{k}.png" for k in range(48)]
-    rows = [f"{name},{'ab'[k % 2] if k < 24 else '?'},p{k}" for k, name in enumerate(names)]
+    rows = [
+        f"{name},{'ab'[k % 2] if k < 24 else '?'},{f'p{k}' if patients else ''}"
+        for k, name in enumerate(names)
+    ]
     (pictures(root, names) / "labels.csv").write_text("path,label,patient_id\n" + "\n".join(rows))
     return f"folder:{root}"
 
@@ -258,9 +261,10 @@ def test_a_run_is_trained_and_calibrated_beside_unlabelled_images(tmp_path) -> N
 # --- L7: what the start has seen ---------------------------------------------------------------------------
 
 
-def test_a_start_of_another_seed_has_seen_test_images_and_that_is_said(tmp_path) -> None:
+@pytest.mark.parametrize("patients", [True, False])
+def test_a_start_of_another_seed_has_seen_test_images_and_that_is_said(tmp_path, patients) -> None:
     """L7: warned of, in the audit and in the report; with the same seed, nothing is said."""
-    data = unlabelled(tmp_path / "data")
+    data = unlabelled(tmp_path / "data", patients)
     free, _, _ = start(tmp_path / "free", data, {"train": {"null_label": 1.0}})
     own, _, said = start(tmp_path / "own", data, {"train": {"init": str(free.path)}})
     assert not any("has seen" in text for text in said)
