@@ -28,6 +28,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from scorebayes.data.names import known_patients
 from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.posterior import bayes
@@ -83,10 +84,12 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ScoreBayesClassifier:
         """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides
-        (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called).
+        (cross-validation hands them on where metadata routing is enabled and ``set_fit_request(groups=True)`` was called);
+        None, NaN and empty names are unknown, and such an image stands alone.
 
         Raises DataError for unusable images or classes that are too small, ConfigError for parameters that do not fit.
         """
+        _refuse(_not_images(X))
         images = _training_images(X)
         self._depth = None if images.dtype.kind == "f" else 8 * images.dtype.itemsize
         check_classification_targets(y)
@@ -122,9 +125,11 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """log p(y | x) [N, Y], in the order of ``classes_``."""
-        table, _ = self._ask(X)
-        return bayes(table, self.run_.log_prior, self.run_.calibration).log_prob
+        """log p(y | x) [N, Y], in the order of ``classes_``. DataError naming the rows that are no usable images: for the
+        others alone, see ``answers``."""
+        tables, _, unusable = self._ask(X)
+        _refuse(unusable)
+        return bayes(EvidenceTable.concatenate(tables), self.run_.log_prior, self.run_.calibration).log_prob
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """p(y | x) [N, Y], in the order of ``classes_``."""
@@ -138,25 +143,39 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
     def answers(self, X: ArrayLike) -> pd.DataFrame:
         """One row per image as ``scorebayes predict`` writes it: posterior, log-odds with their Monte-Carlo standard error,
         whether the error leaves a decision, and no posterior where the image is unlike the training images."""
-        table, x = self._ask(X)
-        run = self.run_
-        task = task_of(run)
-        found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
-        return task.abstain(found, run.decision)
+        tables, x, unusable = self._ask(X)
+        run, task, n = self.run_, task_of(self.run_), len(x) + len(unusable)
+        frame = pd.DataFrame(index=range(n), columns=["status"], dtype=object)
+        if tables:
+            table = EvidenceTable.concatenate(tables)
+            found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
+            rows = [row for row in range(n) if row not in unusable]
+            frame = task.abstain(found, run.decision).set_index(pd.Index(rows)).reindex(range(n))
+        for row, reason in unusable.items():
+            frame.loc[row, "status"] = f"quarantined: {reason}"
+        return frame
 
-    def _ask(self, X: ArrayLike) -> tuple[EvidenceTable, torch.Tensor]:
-        """The evidence table of images, and these as the network takes them [N, C, S, S]."""
+    def _ask(self, X: ArrayLike) -> tuple[list[EvidenceTable], torch.Tensor, dict[int, str]]:
+        """The evidence of the usable images in parts, these as the network takes them [N, C, S, S], and the rows of the
+        others with the reason."""
         check_is_fitted(self, "run_")
         run, images = self.run_, _stack(X, or_one=True)
         if self._depth is not None:
             images = unsigned(images, "X", self._depth)
-        x = torch.cat([run.prepare(to_unit(image, f"image {row}")) for row, image in enumerate(images)])
-        tables = []
+        prepared, unusable = [], {}
+        for row, image in enumerate(images):
+            try:
+                prepared.append(run.prepare(to_unit(image, f"image {row}")))
+            except DataError as error:
+                unusable[row] = str(error)
+        channels, *side = run.image_shape
+        x = torch.cat([torch.empty(0, channels, *side), *prepared])
+        tables: list[EvidenceTable] = []
         with progress_bar("score", len(x)) as advance:
-            for some in x.split(IMAGES_AT_A_TIME):
+            for some in x.split(IMAGES_AT_A_TIME) if len(x) else ():
                 tables.append(run.evidence(some, [key_of(one) for one in some.split(1)]))
                 advance(IMAGES_AT_A_TIME * len(tables), "")
-        return EvidenceTable.concatenate(tables), x
+        return tables, x, unusable
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -202,17 +221,45 @@ def _training_images(X: ArrayLike) -> NDArray:
     return checked if images.dtype.kind == "f" else images
 
 
+def _not_images(X: ArrayLike) -> dict[int, str]:
+    """The rows of floating-point images with NaN or out of range, and why; none where all are so, since then X is wrong as a
+    whole."""
+    try:
+        images = np.asarray(X)
+    except ValueError:  # of different sizes: told where the stack is made
+        return {}
+    found: dict[int, str] = {}
+    for row, image in enumerate(images) if images.dtype.kind == "f" and images.ndim > 2 else ():
+        try:
+            to_unit(image, f"image {row}")
+        except DataError as error:
+            found[row] = str(error)
+    return found if len(found) < len(images) else {}
+
+
+def _refuse(unusable: Mapping[int, str]) -> None:
+    """DataError that names all rows."""
+    if unusable:
+        raise DataError(
+            f"{len(unusable)} of the images cannot be used, rows {', '.join(map(str, sorted(unusable)))}: "
+            f"{unusable[min(unusable)]}",
+            "Leave these rows out; answers() gives the others their answers.",
+        )
+
+
 def _kept(
     run: Path, images: NDArray, labels: NDArray[np.int64], classes: list[str], groups: ArrayLike | None
 ) -> Path:
     """The images in a file next to the run, named by its content: other images get another file."""
-    parts = [images, labels, *([] if groups is None else [np.asarray(groups).astype(str)])]
+    named = None if groups is None else known_patients(np.asarray(groups).ravel().tolist())
+    patients = None if named is None else np.array([name or "" for name in named])
+    parts = [images, labels, *([] if patients is None else [patients])]
     content = hashlib.blake2b(repr(classes).encode(), digest_size=8)
     for part in parts:
         content.update(f"{part.shape} {part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
     path = run.with_name(f"{run.name}-{content.hexdigest()}.npz")
     if not path.exists():
-        save_arrays(path, images, labels, classes=classes, patients=groups)
+        save_arrays(path, images, labels, classes=classes, patients=patients)
     return path
 
 

@@ -63,7 +63,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"bits": 12}, {"bits": 13}, {"classes": "malignant,benign"}, {"positive": "benign"},
         {"patient_pattern": r"(P\d+)_"},
     ],
-    "arrays": [{"positive": "benign"}],
+    "arrays": [{"positive": "benign"}, {"bits": 12}],
     "medmnist": [],
     "ddsm64": [{"given_val": "val"}],
     "cbis-ddsm": [*MAMMOGRAMS, {"lesions": "mass"}, {"split": "none"}, {"leak_side": "test"}],
@@ -181,7 +181,7 @@ def test_arrays_of_the_classifier_are_prepared_as_in_training() -> None:
     )
     trained = model.run_.images("train")
     row = int(trained.keys[0].rpartition("-")[2])
-    _, x = model._ask(images[row : row + 1])
+    _, x, _ = model._ask(images[row : row + 1])
     np.testing.assert_array_equal(x, model.run_.standardise(trained.images[:1]))
 
 

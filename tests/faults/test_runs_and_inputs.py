@@ -239,15 +239,17 @@ def records_with(splits: list[str | None]) -> list[Record]:
 AUDIT = {"same_pixels_across_splits": [["i0", "i1"]], "same_pixels_within_split": []}
 
 
-def test_copies_across_splits_that_we_drew_stop(tmp_path):
+def test_copies_of_different_patients_across_splits_that_we_drew_stop(tmp_path):
     with pytest.raises(DataError, match=r"i0 and i1 are the same image.*same patient_id"):
         inputs._judge_copies(AUDIT, records_with([None, None]))
+    rows = ["path,label,patient_id"]
     for k in range(24):
-        label = ("benign", "malignant")[k % 2]
-        (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
-        picture(tmp_path / "data" / label / f"{k}.png", np.roll(mammogram(), k // 8, axis=0))
+        name, label = f"{k}.png", ("benign", "malignant")[k % 2]
+        picture(tmp_path / name, np.roll(mammogram(), k // 8, axis=0))
+        rows.append(f"{name},{label},p{k}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
     with pytest.raises(DataError, match="the same image"):
-        stages.train(tmp_path / "run", f"folder:{tmp_path / 'data'}", [LAYER], "tiny", CPU)
+        stages.train(tmp_path / "run", f"folder:{tmp_path}", [LAYER], "tiny", CPU)
     assert not (tmp_path / "run" / "config.toml").exists()
 
 

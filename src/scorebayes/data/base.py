@@ -66,10 +66,11 @@ class SourceInfo:
 
 
 class Source(Protocol):
-    """A data set on disk (or in the program)."""
+    """A data set on disk (or in the program). ``notes``: what was guessed or passed over, one sentence each."""
 
     info: SourceInfo
     rejected: list[Rejected]
+    notes: list[str]
 
     def records(self) -> list[Record]:
         """All images, in a stable order. Raises DataError where a table is missing or malformed."""

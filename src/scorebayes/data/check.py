@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from scorebayes.data.base import Record, Source
+from scorebayes.data.doubts import NOT_CHECKABLE, doubts
 from scorebayes.data.load import Progress, load
 from scorebayes.data.prepare import Prepare
 from scorebayes.data.sources.cbis_ddsm import CbisDdsm
 from scorebayes.data.sources.inbreast import InBreast
 from scorebayes.data.sources.mammograms import Count
 from scorebayes.data.sources.vindr_mammo import VindrMammo
-from scorebayes.data.split import leakage_audit, split_patients
+from scorebayes.data.split import Patient, copies_of, leakage_audit, split_patients
 from scorebayes.errors import DataError
 
 COUNTS: dict[str, Callable[[Any], list[Count]]] = {
@@ -45,15 +46,15 @@ def check(
 
     Keys: ``name``, ``ok``, ``counts``, ``records``, ``patients``, ``images`` (split -> class -> number),
         ``left_out`` (kind of reason -> list of id, path, reason), ``leakage`` (see ``leakage_audit``),
-        ``notes``.
+        ``warnings`` (see ``doubts``), ``notes``.
 
-    ``ok`` is False where a count differs, an image is missing or unreadable, or something leaks. Raises
-    DataError where the tables cannot be read at all.
+    ``ok`` is False where a count differs, an image is missing or unreadable, something leaks, or there is a warning.
+    Raises DataError where the tables cannot be read at all.
     """
     name = source.info.name
     table_counts = COUNTS[name](source) if name in COUNTS else []
-    notes: list[str] = list(cast(Any, source).notes) if name in COUNTS else []
     records = source.records()
+    notes = list(source.notes)
     rejected = list(source.rejected)
     images = None
     if pixels and records:
@@ -67,28 +68,35 @@ def check(
     for entry in rejected:
         kind = entry.reason.split(":")[0] if ": " in entry.reason[:40] else "unreadable"
         left_out[kind].append({"id": entry.image_id, "path": entry.path, "reason": entry.reason})
-    splits, problem = _splits(records)
+    splits, problem = _splits(records, copies_of(records, images) if images is not None else {})
     leakage = leakage_audit(records, splits, images) if splits else {}
+    warned = doubts(source, records, leakage) if records else []
+    unlabelled = sum(record.label is None for record in records)
+    if unlabelled:
+        notes.append(f"{unlabelled} images have no label. They serve a label-free start only.")
     leaks = bool(leakage.get("patients_in_two_splits") or leakage.get("same_pixels_across_splits"))
     harmless = {"left out by the convention", "left out", "duplicate", "leak"}
     return {
         "name": source.info.title,
-        "ok": not (leaks or problem or set(left_out) - harmless or any(n != m for _, n, m in table_counts)),
+        "ok": not (
+            leaks or problem or warned or set(left_out) - harmless or any(n != m for _, n, m in table_counts)
+        ),
         "counts": [count._asdict() for count in table_counts],
         "records": len(records),
         "patients": len({r.patient_id for r in records if r.patient_id is not None}),
         "images": _images(source, records, splits),
         "left_out": dict(left_out),
         "leakage": leakage,
+        "warnings": warned,
         "notes": [*notes, *([problem] if problem else [])],
     }
 
 
-def _splits(records: list[Record]) -> tuple[dict[str, str], str]:
+def _splits(records: list[Record], copies: dict[str, Patient]) -> tuple[dict[str, str], str]:
     if not records:
         return {}, "No image is usable."
     try:
-        return split_patients(records), ""
+        return split_patients(records, copies=copies), ""
     except DataError as error:
         return {}, str(error)
 
@@ -124,11 +132,18 @@ def as_text(result: dict[str, Any]) -> str:
     if result["leakage"]:
         lines.append("\nLeakage between splits")
         for key in ("patients_in_two_splits", "same_pixels_across_splits", "same_pixels_within_split"):
-            found = result["leakage"][key]
+            found, unknown = result["leakage"][key], result["leakage"]["images_without_patient"]
             some = "; ".join(
                 entry if isinstance(entry, str) else " = ".join(entry) for entry in found[:SHOWN]
             )
-            lines.append(f"  {key.replace('_', ' ')}: {len(found)}" + (f" ({some})" if found else ""))
+            told = f"{len(found)}" + (f" ({some})" if found else "")
+            if key == "patients_in_two_splits" and unknown:
+                told += f"; not checkable for {unknown} images: no patient ids"
+            if key == "patients_in_two_splits" and not result["patients"]:
+                told = NOT_CHECKABLE
+            lines.append(f"  {key.replace('_', ' ')}: {told}")
     lines += [f"\n{note}" for note in result["notes"]]
-    lines.append("\nEverything is in order." if result["ok"] else "\nSome things above need a look.")
+    lines += [f"\nWarning: {warning}" for warning in result["warnings"]]
+    fine = "Nothing is wrong. See the notes above." if result["notes"] else "Everything is in order."
+    lines.append(f"\n{fine if result['ok'] else 'Some things above need a look.'}")
     return "\n".join(lines)

@@ -25,14 +25,18 @@ Name = TypeVar("Name", str, int)
 
 
 def split_patients(
-    records: Sequence[Record], *, fractions: Sequence[float] = (0.7, 0.15, 0.15), seed: int = 0
+    records: Sequence[Record],
+    *,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+    copies: Mapping[str, Patient] | None = None,
 ) -> dict[str, str]:
     """Image id -> "train", "val" or "test".
 
     Official splits are kept. Where they lack "val" but have "train", it is carved out of "train"; a lacking
     "test" is left lacking. Without official splits the patients are divided in the given fractions, each
     class for itself; a patient with images of several classes counts for the rarest of them. Images without
-    patient id stand alone.
+    patient id stand alone, or with their ``copies`` (see ``copies_of``).
 
     Raises DataError for a patient in two official splits, an unknown split name, an image id that occurs
     twice, or official splits for a part of the patients only; ConfigError for fractions that are no three
@@ -45,7 +49,10 @@ def split_patients(
     repeated = [image_id for image_id, n in Counter(r.image_id for r in records).items() if n > 1]
     if repeated:
         raise DataError(f"Some image ids occur more than once: {_some(repeated)}.", "Make them unique.")
-    patients = _patients(records)
+    whose = {r.image_id: (copies or {}).get(r.image_id) or _patient(r) for r in records}
+    patients: defaultdict[Patient, list[Record]] = defaultdict(list)
+    for record in records:
+        patients[whose[record.image_id]].append(record)
     official = _official(patients)
     if not official:
         chosen = _divide(patients, dict(zip(SPLITS, fractions, strict=True)), seed)
@@ -55,7 +62,22 @@ def split_patients(
             share = fractions[1] / (fractions[0] + fractions[1])
             train = {p: images for p, images in patients.items() if official[p] == "train"}
             chosen = official | _divide(train, {"train": 1 - share, "val": share}, seed)
-    return {r.image_id: chosen[_patient(r)] for r in records}
+    return {image_id: chosen[patient] for image_id, patient in whose.items()}
+
+
+def copies_of(records: Sequence[Record], images: Iterable[NDArray]) -> dict[str, Patient]:
+    """Image id -> who stands for it and all images with the same pixels, for images without patient that have copies.
+
+    A copy of one patient's image belongs to that patient. Copies in different official splits stay there.
+    """
+    found: dict[str, Patient] = {}
+    for same in _equal_pixels(records, images):
+        patients = {r.patient_id for r in same if r.patient_id is not None}
+        if len({r.split for r in same}) == 1 and len(patients) < 2:
+            first = min(r.image_id for r in same)
+            whose = ("patient", patients.pop()) if patients else ("image", first)
+            found |= {r.image_id: whose for r in same if r.patient_id is None}
+    return found
 
 
 def leakage_audit(
@@ -65,10 +87,9 @@ def leakage_audit(
 
     ``images``: the pixels of the records, in their order; without them equal pixels are not looked for.
 
-    Keys: ``patients_in_two_splits`` (ids), ``same_pixels_across_splits`` and ``same_pixels_within_split``
-        (groups of
-    image ids), ``images`` (split -> label -> number), ``patients`` (split -> number; images where there are
-    no ids).
+    Keys: ``patients_in_two_splits`` (ids), ``images_without_patient`` (number: for these it is not checkable),
+        ``same_pixels_across_splits``, ``same_pixels_within_split`` and, of both, ``same_pixels_two_labels`` (groups of
+        image ids), ``images`` (split -> label -> number), ``patients`` (split -> number; images where there are no ids).
     """
     seen: defaultdict[Patient, set[str]] = defaultdict(set)
     labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -76,22 +97,31 @@ def leakage_audit(
         split = splits[record.image_id]
         seen[_patient(record)].add(split)
         labels[split]["unknown" if record.label is None else str(record.label)] += 1
-    twins: defaultdict[bytes, list[str]] = defaultdict(list)
-    if images is not None:
-        for record, image in zip(records, images, strict=True):
-            pixels = np.ascontiguousarray(image)
-            content = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
-            content.update(pixels.tobytes())
-            twins[content.digest()].append(record.image_id)
-    groups = [ids for ids in twins.values() if len(ids) > 1]
+    twins = _equal_pixels(records, images) if images is not None else []
+    groups = [[r.image_id for r in same] for same in twins]
     across = [ids for ids in groups if len({splits[i] for i in ids}) > 1]
     return {
         "patients_in_two_splits": sorted(p for (_, p), where in seen.items() if len(where) > 1),
+        "images_without_patient": sum(r.patient_id is None for r in records),
         "same_pixels_across_splits": across,
         "same_pixels_within_split": [ids for ids in groups if ids not in across],
+        "same_pixels_two_labels": [
+            ids for ids, same in zip(groups, twins, strict=True) if len({r.label for r in same} - {None}) > 1
+        ],
         "images": {split: dict(sorted(labels[split].items())) for split in SPLITS if split in labels},
         "patients": {s: sum(s in where for where in seen.values()) for s in SPLITS if s in labels},
     }
+
+
+def _equal_pixels(records: Sequence[Record], images: Iterable[NDArray]) -> list[list[Record]]:
+    """Groups of records whose images are the same."""
+    twins: defaultdict[bytes, list[Record]] = defaultdict(list)
+    for record, image in zip(records, images, strict=True):
+        pixels = np.ascontiguousarray(image)
+        content = hashlib.blake2b(f"{pixels.shape} {pixels.dtype}".encode(), digest_size=16)
+        content.update(pixels.tobytes())
+        twins[content.digest()].append(record)
+    return [same for same in twins.values() if len(same) > 1]
 
 
 def subsample(

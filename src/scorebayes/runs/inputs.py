@@ -15,19 +15,23 @@ import pandas as pd
 import torch
 
 from scorebayes.data import open_source
-from scorebayes.data.base import Record, Source
+from scorebayes.data.base import Record, Rejected, Source
+from scorebayes.data.doubts import doubts
 from scorebayes.data.load import ImageSet
-from scorebayes.data.split import leakage_audit, split_patients, subsample
+from scorebayes.data.split import copies_of, leakage_audit, split_patients, subsample
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.runs.config import Config, resolve
 from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
+from scorebayes.runs.seen import seen_by_start, seen_words
 from scorebayes.training.settings import TrainConfig
 
 LARGEST_DEFAULT_SIZE = 64
 LEAST_FOR_FEATURES, FEATURES_SIZE = 96, 224  # pixels along the longer side
 ON_FEATURES, ON_PIXELS = ("features", "wavelets"), ("pixels", "wavelets")
 FEATURES_STEPS = 750
+NOT_USED = "They are not used for training with labels, nor for validation."
+HEADERS = 500  # files at most that are opened to learn their depths
 FEW_IMAGES, STEPS_POWER = 1000, 0.4  # up to so many, the steps are the configuration's default
 UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
 """What an interrupted start leaves behind. config.toml is written last; only then is it a run."""
@@ -89,15 +93,30 @@ def start_run(
     source = open_source(data, **options)
     records = source.records()
     given = {"data": {"source": data, "options": options or None}}
+    label_free = any(layer.get("train", {}).get("null_label") == 1.0 for layer in layers)
+    shown = records if label_free else [record for record in records if record.label is not None]
     config = resolve(
-        *layers, given, preset=preset, defaults=suggest(source, records, _named_sources(layers, preset))
+        *layers,
+        given,
+        preset=preset,
+        defaults=suggest(source, shown or records, _named_sources(layers, preset)),
     )
     require_prior(config.prior, source.info.classes)
-    splits = split_patients(records, fractions=config.data.fractions, seed=config.seed)
-    used = _reduced(records, splits, config, source)
-    images, rejected = Reader(path, config, source.info).load(source, used, options)
+    images, rejected, splits, used = _divided(
+        Reader(path, config, source.info), source, records, config, options
+    )
+    unlabelled = sum(record.label is None for record in images.records)
+    beside = bool(unlabelled) and not config.train.label_free
+    if beside:
+        val = {image_id for image_id, name in splits.items() if name == "val"}
+        known = [row for row, r in enumerate(images.records) if r.label is not None or r.image_id not in val]
+        images = images.subset(known)
     audit = leakage_audit(images.records, splits, images.images) | _reduction(records, used)
     _judge_copies(audit, images.records)
+    audit["notes"] = list(source.notes)
+    audit["warnings"] = doubts(source, images.records, audit, HEADERS)
+    if beside:
+        audit["warnings"].append(f"{unlabelled} images have no label. {NOT_USED}")
     by_split = {name: _of_split(images, splits, name) for name in ("train", "val")}
     train = by_split["train"] if config.train.label_free else by_split["train"].labelled()
     if not len(train):
@@ -107,8 +126,10 @@ def start_run(
         )
     mean, std = _statistics(train)
     if config.train.init:  # what the weights that training starts from expect
-        start = open_run(config.train.init, "cpu").facts
-        mean, std = start.mean, start.std
+        start = open_run(config.train.init, "cpu")
+        mean, std = start.facts.mean, start.facts.std
+        audit["seen_by_start"] = seen_by_start(start, config.data.source, images, splits)
+        audit["warnings"] += filter(None, [seen_words(audit["seen_by_start"])])
     labels = train.labels
     counts = np.bincount(labels[labels >= 0], minlength=len(source.info.classes))
     run = Run(path, config, Facts(source.info, mean, std, tuple(int(n) for n in counts)), device)
@@ -122,12 +143,40 @@ def start_run(
             f"{len(left_out)} images or table rows were left out; see {path / 'quarantine.csv'} for the reasons.",
             stacklevel=2,
         )
+    for text in audit["warnings"]:
+        warnings.warn(text, stacklevel=2)
     return run, by_split
 
 
+def _divided(
+    reader: Reader, source: Source, records: Sequence[Record], config: Config, options: Mapping[str, Any]
+) -> tuple[ImageSet, list[Rejected], dict[str, str], list[Record]]:
+    """The prepared images that the run uses, those that cannot be used, the split of all records, and the used ones.
+
+    Where nobody names the patients, all images are looked at first, so that copies come to the same side.
+    """
+    fractions, seed = config.data.fractions, config.seed
+    given = {record.split for record in records}
+    drawn = None in given or ("train" in given and "val" not in given)
+    if not (drawn and any(record.patient_id is None for record in records)):
+        splits = split_patients(records, fractions=fractions, seed=seed)
+        used = _reduced(records, splits, config, source)
+        return *reader.load(source, used, options), splits, used
+    images, rejected = reader.load(source, records, options)
+    copies = copies_of(images.records, images.images)
+    splits = split_patients(records, fractions=fractions, seed=seed, copies=copies)
+    used = _reduced(records, splits, config, source)
+    of_id = {record.image_id: record for record in used}
+    rows = [row for row, record in enumerate(images.records) if record.image_id in of_id]
+    kept = images if len(rows) == len(images) else images.subset(rows)
+    # Not the records that were read: [data] label_noise may have changed their labels.
+    kept = ImageSet(kept.images, kept.bits, tuple(of_id[record.image_id] for record in kept.records))
+    return kept, [entry for entry in rejected if entry.image_id in of_id], splits, used
+
+
 def unlabelled_of_start(run: Run) -> ImageSet | None:
-    """The unlabelled training images of the label-free run that this run started from, without this run's own images.
-    None if there is no such run, or if its images are not available."""
+    """The training images of the label-free run that this run started from, without those that this run validates on, tests
+    on or has a label of. None if there is no such run, or if its images are not available."""
     start = run.start
     if start is None or not start.config.train.label_free:
         return None
@@ -135,7 +184,7 @@ def unlabelled_of_start(run: Run) -> ImageSet | None:
         others = start.images("train")
     except DataError:
         return None
-    known = run.split.query("split == 'train'")["image_id"]
+    known = run.split.query("split != 'train' or label >= 0")["image_id"]
     new = others.subset(np.flatnonzero(~np.isin(others.keys, known)))
     return ImageSet(new.images, new.bits, tuple(replace(record, label=None) for record in new.records))
 
@@ -208,7 +257,7 @@ def _judge_copies(audit: Mapping[str, Any], records: Sequence[Record]) -> None:
             raise DataError(
                 f"{' and '.join(ids[:2])} are the same image, but would be in different splits "
                 f"({len(across)} such groups in total).",
-                "Remove the copies, or give them the same patient_id.",
+                "They have different patients: remove the copies, or give them the same patient_id.",
             )
     if across:
         warnings.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings as python_warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from scorebayes.baselines import open_baseline
-from scorebayes.data.pixels.files import files_below
-from scorebayes.data.pixels.images import may_be_image
+from scorebayes.data.listing import left_out_words, list_images
 from scorebayes.decision.posterior import mean_posterior
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError, DataError
@@ -47,12 +47,17 @@ def read_prior(text: str, run: Run) -> NDArray[np.float64]:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The given files. A folder is replaced by the files below it whose names look like images, if there are any.
-    DataError if a folder cannot be opened."""
+    """The given files. A folder is replaced by the images below it, if there are any, whatever their names; a warning
+    counts what is left out. DataError if a folder cannot be opened."""
     found = []
     for path in paths:
-        below = list(filter(may_be_image, files_below(path))) if path.is_dir() else []
-        found += below or [path]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        listing = list_images(path)
+        found += listing.images or [path]
+        if words := left_out_words(listing.left_out, path):
+            python_warnings.warn(f"{path}: {words}", stacklevel=2)
     return found
 
 

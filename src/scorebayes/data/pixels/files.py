@@ -36,24 +36,64 @@ def require_file(path: Path, root: Path | None = None) -> os.stat_result:
     return status
 
 
-def is_visible(name: str) -> bool:
-    """Whether a file or folder is there for its content, not for a file manager, an archiver or a DICOM viewer."""
-    return not name.startswith((".", "__MACOSX")) and name.lower() not in (
+HIDDEN, SYSTEM, LINK = "hidden", "of the system", "a link to a folder"
+_SYSTEM_NAMES = (
+    *(
         "thumbs.db",
+        "ehthumbs.db",
         "desktop.ini",
-        "dicomdir",
-    )
+        "icon\r",
+        "__macosx",
+        "lost+found",
+        "system volume information",
+    ),
+    *(
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "#recycle",
+        "@recycle",
+        "@eadir",
+        "@tmp",
+        "#snapshot",
+        "@snapshot",
+    ),
+    *(".ds_store", ".ipynb_checkpoints", ".spotlight-v100", ".fseventsd", ".git", "__pycache__"),
+)
 
 
-def files_below(root: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+def why_passed_over(name: str) -> str | None:
+    """Why a file or folder is not there for its content (HIDDEN or SYSTEM, a file manager's or an archiver's); else None."""
+    if name.lower() in _SYSTEM_NAMES or name.startswith(("._", ".Trash", "__MACOSX")):
+        return SYSTEM
+    return HIDDEN if name.startswith(".") else None
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is there for its content, not for a file manager or an archiver."""
+    return why_passed_over(name) is None
+
+
+def files_below(
+    root: Path,
+    unreadable: Callable[[OSError], None] | None = None,
+    passed_over: Callable[[Path, str], None] | None = None,
+) -> Iterator[Path]:
     """All visible files below a folder, by name; links to folders are not followed.
 
-    ``unreadable`` is called for a folder that cannot be opened; without it, this is a DataError.
+    ``unreadable`` is called for a folder that cannot be opened; without it, this is a DataError. ``passed_over`` is told
+    of every hidden file or folder and every link to a folder, and why.
     """
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be opened: {error.strerror}.", "Check the permissions.")
 
     for folder, below, files in os.walk(root, onerror=unreadable or refuse):
+        if passed_over is not None:
+            for name in [*below, *files]:
+                path = Path(folder, name)
+                reason = why_passed_over(name) or (LINK if name in below and path.is_symlink() else None)
+                if reason is not None:
+                    passed_over(path, reason)
         below[:] = sorted(filter(is_visible, below))
         yield from (Path(folder, name) for name in sorted(filter(is_visible, files)))

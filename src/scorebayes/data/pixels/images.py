@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import BinaryIO
 
 from numpy.typing import NDArray
@@ -87,11 +87,6 @@ def open_picture(path: Path, bits: int | None = None, modalities: Sequence[str] 
 def read_image(path: Path, bits: int | None = None, modalities: Sequence[str] = ()) -> NDArray:
     """The pixels of ``open_picture``."""
     return open_picture(path, bits, modalities).pixels
-
-
-def may_be_image(path: PurePath) -> bool:
-    """By the name: an image's suffix, or none, as DICOM files often have."""
-    return path.suffix.lower() in (*SUFFIXES, "")
 
 
 def image_bits(path: Path) -> int:

@@ -3,7 +3,7 @@
     images    [N, H, W] or [N, H, W, 3]: uint8, uint16, or floating-point numbers in [0, 1]
     labels    [N] class numbers, -1 where unknown; or [N] names of classes, "" where unknown
     classes   [Y] names of the classes; by default their numbers, or the names in labels in alphabetical order
-    patients  [N] ids; without them every image stands alone
+    patients  [N] ids; without them, and where one is empty or "nan", an image stands alone
     split     [N] "train", "val" or "test"; without it, it is drawn by patient
 
 The last three may be left out. Images may also be [N, 1, H, W], [N, 3, H, W] or [N, H, W, 1], the other arrays [N, 1].
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
+from scorebayes.data.names import class_key, clean, has_label, known_patients, one_spelling
 from scorebayes.data.pixels.npy import npz_names, read_npz
 from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
 from scorebayes.data.sources.folder import positive_class
@@ -49,6 +50,7 @@ class Arrays:
         images, classes = arrays["images"], tuple(arrays["classes"].tolist())
         depth = 8 if images.dtype.itemsize == 1 else 16
         self.rejected: list[Rejected] = []
+        self.notes: list[str] = []
         self.info = SourceInfo(
             name="arrays",
             title=self.path.stem,
@@ -63,12 +65,17 @@ class Arrays:
     def records(self) -> list[Record]:
         """All images in the order of the file."""
         arrays = self._arrays()
+        patients = (
+            known_patients(arrays["patients"].tolist())
+            if "patients" in arrays
+            else [None] * len(arrays["labels"])
+        )
         return [
             Record(
                 f"image-{row:06d}",
                 self.path,
                 label=None if label < 0 else label,
-                patient_id=str(arrays["patients"][row]) if "patients" in arrays else None,
+                patient_id=patients[row],
                 split=str(arrays["split"][row]) if "split" in arrays else None,
             )
             for row, label in enumerate(arrays["labels"].tolist())
@@ -147,7 +154,9 @@ def _numbered(
 ) -> tuple[NDArray[np.int64], NDArray[np.str_]]:
     """Class numbers [N], -1 where unknown, and the names of the classes."""
     if labels.dtype.kind in "US":
-        texts = np.char.strip(labels.astype(str))
+        texts = labels.astype(str).tolist()
+        spelling = one_spelling((text for text in texts if has_label(text)), class_key)
+        texts = np.array([clean(spelling.get(text, "")) for text in texts])
         found = np.unique(texts[texts != ""])
         names = found if classes is None else classes
         strange = sorted(set(found.tolist()) - set(names.tolist()))

@@ -46,6 +46,7 @@ class Ddsm64:
         self.npz = given if given.suffix == ".npz" else given / "ddsm64.npz"
         self.packed = self.npz.exists() or given.suffix == ".npz"
         self.rejected: list[Rejected] = []
+        self.notes: list[str] = []
         self._images: NDArray | None = None
         self.info = SourceInfo(
             name="ddsm64",

@@ -157,6 +157,7 @@ class MedMnist:
         if flag.md5 and size in (None, "_28"):
             self._check_md5(flag.md5)
         self.rejected: list[Rejected] = []
+        self.notes: list[str] = []
         self.info = SourceInfo(
             name=self.path.stem,
             title=f"MedMNIST {name}" if name in FLAGS else f"{self.path.stem} (MedMNIST format)",

@@ -66,6 +66,7 @@ class Phantom:
         self.n_patients, self.views, self.size = int(n_patients), int(views), int(size)
         self.difficulty, self.skew, self.seed, self.bits = float(difficulty), float(skew), int(seed), bits
         self.rejected: list[Rejected] = []
+        self.notes: list[str] = []
         self.info = SourceInfo(
             name="phantom",
             title="Synthetic mammograms (embedded phantom; no real patient)",

@@ -148,7 +148,7 @@ def _partition_table(run: Run, table: pd.DataFrame) -> Table:
     rows = [["Images", *(str(len(part)) for part in parts)]]
     if "patient_id" in table:
         known = [part["patient_id"].replace("", np.nan).dropna() for part in parts]
-        rows.append(["Patients", *(str(k.nunique()) if len(k) else "not known" for k in known)])
+        rows.append(["Patients", *map(_patients, known, parts)])
     for index, name in enumerate(run.classes):
         rows.append([short(name), *(share(int((part["label"] == index).sum()), len(part)) for part in parts)])
     for column in grouping_columns(table):
@@ -159,6 +159,13 @@ def _partition_table(run: Run, table: pd.DataFrame) -> Table:
         if column in table:
             rows.append([f"{column}: median (quartiles)", *(_quartiles(part[column]) for part in parts)])
     return Table("Images by partition", ("", *splits), rows)
+
+
+def _patients(known: pd.Series, part: pd.DataFrame) -> str:
+    if known.empty:
+        return "not known"
+    lacking = len(part) - len(known)
+    return f"{known.nunique()}" + (f", and {lacking} images of unknown patients" if lacking else "")
 
 
 def _quartiles(column: pd.Series) -> str:
@@ -204,7 +211,7 @@ def _flow(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _patients_known(table: pd.DataFrame) -> bool:
-    return "patient_id" in table and bool((texts(table["patient_id"]) != "").any())
+    return "patient_id" in table and bool((texts(table["patient_id"]) != "").all())
 
 
 def exclusions(run: Run) -> Section:
@@ -223,7 +230,7 @@ def exclusions(run: Run) -> Section:
     unlabelled = 0 if run.split_table is None else int((run.split_table["label"] < 0).sum())
     if unlabelled:
         words.append(
-            f"{unlabelled} images have no label. They are used neither for training nor for evaluation."
+            f"{unlabelled} images have no label. They are used neither for training with labels nor for evaluation."
         )
     if len(rows) > _SHOWN_EXCLUDED:
         words.append(
@@ -242,13 +249,37 @@ def exclusions(run: Run) -> Section:
 
 
 def leak_words(run: Run) -> str:
-    """What connects the partitions, in words; empty where nothing does."""
+    """What connects the partitions, or may connect them unseen, in words; empty where every check found nothing."""
     found = (
         (len(run.audit.get("patients_in_two_splits", ())), "patient(s)"),
         (len(run.audit.get("same_pixels_across_splits", ())), "group(s) of identical images"),
     )
     parts = [f"{number} {what}" for number, what in found if number]
-    return f"In more than one partition: {', '.join(parts)}." if parts else ""
+    words = [f"In more than one partition: {', '.join(parts)}."] if parts else []
+    seen = run.audit.get("seen_by_start", {})
+    if before := [f"{len(seen[name])} {name} images" for name in ("test", "val") if seen.get(name)]:
+        words.append(
+            f"The run that training started from had seen {' and '.join(before)}, or others of the same patients."
+        )
+    elif seen.get("not_compared"):
+        words.append(f"What the run had seen that training started from is not known: {seen['not_compared']}")
+    return " ".join([*words, patient_words(run)]).strip()
+
+
+def patient_words(run: Run) -> str:
+    """Whether it can be known that no patient is in two partitions; empty where it can, or where nothing is recorded."""
+    table = run.split_table
+    if table is None or table.empty:
+        return ""
+    unknown = len(table) if "patient_id" not in table else int((texts(table["patient_id"]) == "").sum())
+    if not unknown:
+        return ""
+    if unknown == len(table):
+        return (
+            "Whether a patient is in two partitions is not checkable: no patient ids. If patients have several images, all "
+            "figures are too good."
+        )
+    return f"Whether a patient is in two partitions is not checkable for {unknown} of {len(table)} images, which name none."
 
 
 def leakage(run: Run) -> Section:
@@ -260,6 +291,12 @@ def leakage(run: Run) -> Section:
     words = [
         "No patient and no image may be in two partitions, because a model could simply memorise the answer.",
         leak_words(run) or "None was found.",
+        *(
+            f"Noted before training: {text}"
+            for key in ("warnings", "notes")
+            for text in run.audit.get(key, ())
+        ),
     ]
-    table = Table("Checks and results", ("Check", "Result"), list(flat_texts(run.audit)))
+    checks = {name: found for name, found in run.audit.items() if name not in ("warnings", "notes")}
+    table = Table("Checks and results", ("Check", "Result"), list(flat_texts(checks)))
     return Section("leakage", title, words, [table], numbers={"audit": run.audit})
