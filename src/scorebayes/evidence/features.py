@@ -44,6 +44,7 @@ from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
+from scorebayes.training.random import lent_random_numbers
 from scorebayes.training.settings import Count, Fraction, Size, TrainConfig
 from scorebayes.training.validate import score_block
 
@@ -140,10 +141,11 @@ class Features(Evidence):
         return {}
 
     def _new_denoiser(self) -> Denoiser:
-        net = UNet(
-            self.feature_maps.shape[0], len(self.home.classes), CODE_LENGTH, channels=self.channels, blocks=1, attention=1,
-            patch=1, dropout=self.dropout, label_in="decoder",
-        )  # fmt: skip
+        with lent_random_numbers():
+            net = UNet(
+                self.feature_maps.shape[0], len(self.home.classes), CODE_LENGTH, channels=self.channels, blocks=1,
+                attention=1, patch=1, dropout=self.dropout, label_in="decoder",
+            )  # fmt: skip
         return Denoiser(net, self.home.precision).to(self.home.device)
 
     @property
