@@ -59,7 +59,7 @@ class Features(Evidence):
     steps: of the training; 0: those of [train]. batch, lr, warmup, ema, dropout, channels: of the training and of the
         network, a U-Net without patches.
     log_snr_mean, log_snr_std: of the noise levels in training. shift: cells by which a training map is moved at most.
-    validate_every: steps between validations (0 = 10 times in all).
+    validate_every: steps between validations (0 = 10 times in all, at most every 20 steps).
     levels, passes: noise levels of the class score, and how often they are gone through; every second time with the mirror
         image. mean, std: of the density whose quantiles these levels are.
     """

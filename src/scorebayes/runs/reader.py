@@ -103,7 +103,9 @@ class Reader:
     ) -> tuple[ImageSet, list[Rejected]]:
         """Records of any data set that was opened with these options, prepared as those of the run, from its cache where
         they are there."""
-        workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE else 0
+        # Of one file with all images every process would hold a copy, only to pass its parts on.
+        one_file = len({record.path for record in records}) == 1
+        workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE and not one_file else 0
         with progress_bar("prepare", len(records)) as advance:
             return load(
                 source, records, self.config.prepare, cache=self.folder / "cache", options=repr(sorted(options.items())),

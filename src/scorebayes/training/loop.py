@@ -13,13 +13,13 @@ import time
 import torch
 from torch import Tensor
 
+from scorebayes.diffusion.memory import NoMemory, with_less_memory
 from scorebayes.diffusion.nets.dropout import draw_from
 from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
 from scorebayes.errors import ConfigError, Stopped
 from scorebayes.progress import progress_bar
 from scorebayes.training.augment import augment
 from scorebayes.training.batches import draw_log_snr, draw_rows, step_seed
-from scorebayes.training.memory import NoMemory, with_less_memory
 from scorebayes.training.plan import Plan, require_classes
 from scorebayes.training.schedule import rate_share
 from scorebayes.training.settings import TrainConfig
