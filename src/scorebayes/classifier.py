@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from numpy.typing import NDArray
 
@@ -27,9 +26,9 @@ class Classifier(Run):
     def predict(self, images: Image) -> Answer: ...
 
     @overload
-    def predict(self, images: Sequence[Image]) -> list[Answer]: ...
+    def predict(self, images: list[Any] | tuple[Any, ...]) -> list[Answer]: ...
 
-    def predict(self, images: Image | Sequence[Image]) -> Answer | list[Answer]:
+    def predict(self, images: Image | list[Any] | tuple[Any, ...]) -> Answer | list[Answer]:
         """The answer for an image, or for each of a list: files, or pixels [H, W] or [H, W, 3] as ``read_image`` gives them.
 
         It is the answer of ``scorebayes predict``. DataError where a file does not exist; a file that cannot be used, and an
@@ -37,7 +36,7 @@ class Classifier(Run):
         """
         if isinstance(images, (list, tuple)):
             return [answer(self, image) for image in images]
-        return answer(self, images)  # type: ignore[arg-type]
+        return answer(self, images)
 
 
 def open_run(path: str | Path, device: str = "auto") -> Classifier:

@@ -243,8 +243,10 @@ class Run:
     def read(self, image: str | Path | NDArray) -> tuple[Tensor, str, str]:
         """A file, or pixels [H, W] or [H, W, 3], as the run takes them: standardised image [1, C, S, S], the key of its
         draws, and what is unusual about it, if anything. DataError where it cannot be read or prepared."""
-        is_file = isinstance(image, (str, Path))
-        levels, warning = self.reader.file(Path(image)) if is_file else self.reader.array(np.asarray(image))
+        if isinstance(image, (str, Path)):
+            levels, warning = self.reader.file(Path(image))
+        else:
+            levels, warning = self.reader.array(np.asarray(image))
         x = self.standardise(levels[None])
         return x, key_of(x), warning
 

@@ -61,7 +61,7 @@ class Answer:
 def answer(run: Run, image: str | Path | NDArray) -> Answer:
     """The answer of a classifier for a file, or for pixels as ``Run.read`` takes them; the same as ``scorebayes predict``
     gives. A file that cannot be used has no answer. DataError where there is no such file."""
-    about = {"image": _name(image), "positive": run.classes[run.facts.info.positive]}
+    about: dict[str, Any] = {"image": _name(image), "positive": run.classes[run.facts.info.positive]}
     try:
         x, key, warning = run.read(image)
     except DataError as error:
