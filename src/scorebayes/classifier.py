@@ -1,8 +1,8 @@
 """A trained run as a classifier: an image, an answer.
 
-    run = scorebayes.open_run("runs/breast")
-    answer = run.predict("case.dcm")
-    print(answer)
+run = scorebayes.open_run("runs/breast")
+answer = run.predict("case.dcm")
+print(answer)
 """
 
 from __future__ import annotations

@@ -227,7 +227,9 @@ def resolve(
                 raise ConfigError(f"[{key}] must be a section, got {value!r}.")
             else:
                 merged[key] = {**merged.get(key, {}), **value}
-    return Config(checked_seed(merged["seed"]), {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS})
+    return Config(
+        checked_seed(merged["seed"]), {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS}
+    )
 
 
 def checked_seed(seed: Any) -> int:
