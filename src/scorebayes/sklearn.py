@@ -27,9 +27,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from scorebayes.classifier import open_run
 from scorebayes.data.pixels.images import is_stack, to_unit
 from scorebayes.data.sources.arrays import save_arrays
-from scorebayes.classifier import open_run
 from scorebayes.decision.posterior import bayes
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError

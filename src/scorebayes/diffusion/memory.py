@@ -17,9 +17,10 @@ class NoMemory(Exception):
 
 
 def with_less_memory(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
-    """``work(size)`` or, where memory is too small for that, with half the size, and half of that; with the size that fitted.
+    """``work(size)`` or, where memory is too small for that, with half the size, and half of that; and the size that fitted.
 
-    size: how many things the work does at a time. NoMemory where one at a time is too much."""
+    size: how many things the work does at a time. NoMemory where one at a time is too much.
+    """
     while True:
         try:
             return work(size), size
