@@ -1,6 +1,10 @@
 """ScoreBayes: medical image classification with score-based generative models and Bayes' rule.
 
-    run   = scorebayes.open_run("runs/breast")
+    run = scorebayes.open_run("runs/breast")
+    print(run.predict("case.dcm"))
+
+The same step by step:
+
     image = scorebayes.read_image("case.dcm")
     x     = run.prepare(image)
     table = run.evidence(x, keys=["case"])
@@ -14,20 +18,20 @@ Names are imported when first used, so that ``import scorebayes`` and the comman
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import typing
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
+    from scorebayes.classifier import open_run
     from scorebayes.data import open_source, read_image
     from scorebayes.decision.posterior import bayes
-    from scorebayes.runs.run import open_run
     from scorebayes.sklearn import ScoreBayesClassifier
 
 _PLACES = {
     "ScoreBayesClassifier": "scorebayes.sklearn",
     "bayes": "scorebayes.decision.posterior",
-    "open_run": "scorebayes.runs.run",
+    "open_run": "scorebayes.classifier",
     "open_source": "scorebayes.data",
     "read_image": "scorebayes.data",
 }
@@ -35,7 +39,12 @@ _PLACES = {
 __all__ = ["ScoreBayesClassifier", "__version__", "bayes", "open_run", "open_source", "read_image"]
 
 
-def __getattr__(name: str) -> Any:
+def __dir__() -> list[str]:
+    """What is to be used, also before it is imported: for Tab and ``dir``."""
+    return list(__all__)
+
+
+def __getattr__(name: str) -> typing.Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'scorebayes' has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

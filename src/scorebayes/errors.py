@@ -28,3 +28,18 @@ class ConfigError(ScoreBayesError):
 
 class NumericalError(ScoreBayesError):
     """A computation gave no usable number (NaN loss, failed solve)."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody stopped the program, and what was done is safe.
+
+    Parameters
+    ----------
+    number: of the signal (2 for Ctrl-C, 15 for a polite kill).
+    where: how far it came, such as "at step 900 of 3000".
+    """
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__()
+        self.number = number
+        self.where = where

@@ -28,18 +28,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
+from scorebayes.classifier import open_run
 from scorebayes.data.names import known_patients
 from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.posterior import bayes
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError, DataError
-from scorebayes.progress import progress_bar
+from scorebayes.progress import progress_bar, progress_shown
+from scorebayes.runs.config import checked_seed
 from scorebayes.runs.device import pick_device
-from scorebayes.runs.run import key_of, open_run
+from scorebayes.runs.run import key_of
 from scorebayes.stages import train as stages
 from scorebayes.stages.score import IMAGES_AT_A_TIME
 from scorebayes.tasks import task_of
+from scorebayes.tasks.classify import YES_OR_NO
 
 
 class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
@@ -54,6 +57,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         images are kept next to it. None: a temporary one that lives as long as the classifier and is part of its pickle.
     device: "auto", "cpu", "cuda" or "mps".
     random_state: seed of everything.
+    verbose: 0 is silent, 1 tells on standard error how far the work is.
 
     Attributes
     ----------
@@ -73,6 +77,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         path: str | Path | None = None,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = 0,
+        verbose: int = 0,
     ) -> None:
         self.preset = preset
         self.steps = steps
@@ -81,6 +86,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         self.path = path
         self.device = device
         self.random_state = random_state
+        self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> ScoreBayesClassifier:
         """Train and calibrate. X: images; y [N]: labels of any type; groups [N]: patients, whom no split divides
@@ -103,9 +109,8 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
                 f"y has only one class, {self.classes_[0]}.", "Give images of two or more classes."
             )
         random = self.random_state
-        seed = int(
-            random if isinstance(random, (int, np.integer)) else check_random_state(random).randint(2**31)
-        )
+        given = isinstance(random, (int, np.integer))
+        seed = checked_seed(random if given else int(check_random_state(random).randint(2**31)))
         if self.path is None:
             self._folder = tempfile.TemporaryDirectory(prefix="scorebayes-")
             path = Path(self._folder.name) / "run"
@@ -118,10 +123,12 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
             "data": {"fractions": [1 - self.validation, self.validation, 0.0]},
             "train": {} if self.steps is None else {"steps": self.steps},
         }
-        self.run_ = stages.train(
-            path, f"arrays:{data.resolve()}", [layer, self.config or {}], self.preset, pick_device(self.device),
-            resume=path.exists(),
-        )  # fmt: skip
+        with progress_shown(self.verbose > 0):
+            stages.train(
+                path, f"arrays:{data.resolve()}", [layer, self.config or {}], self.preset, pick_device(self.device),
+                resume=path.exists(),
+            )  # fmt: skip
+        self.run_ = open_run(path, self.device)
         return self
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -142,10 +149,11 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
 
     def answers(self, X: ArrayLike) -> pd.DataFrame:
         """One row per image as ``scorebayes predict`` writes it: posterior, log-odds with their Monte-Carlo standard error,
-        whether the error leaves a decision, and no posterior where the image is unlike the training images."""
+        whether the error leaves a decision, and no posterior where the image is unlike the training images. What is "yes" or
+        "no" there is True or False, missing where there is no answer."""
         tables, x, unusable = self._ask(X)
         run, task, n = self.run_, task_of(self.run_), len(x) + len(unusable)
-        frame = pd.DataFrame(index=range(n), columns=["status"], dtype=object)
+        frame = pd.DataFrame(index=range(n), columns=["status", *YES_OR_NO], dtype=object)
         if tables:
             table = EvidenceTable.concatenate(tables)
             found = task.answers(run, table, run.decision, pixels=run.restore(x)).drop(columns="image_id")
@@ -153,7 +161,8 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
             frame = task.abstain(found, run.decision).set_index(pd.Index(rows)).reindex(range(n))
         for row, reason in unusable.items():
             frame.loc[row, "status"] = f"quarantined: {reason}"
-        return frame
+        truths = {name: frame[name].map({"yes": True, "no": False}).astype("boolean") for name in YES_OR_NO}
+        return frame.assign(**truths)
 
     def _ask(self, X: ArrayLike) -> tuple[list[EvidenceTable], torch.Tensor, dict[int, str]]:
         """The evidence of the usable images in parts, these as the network takes them [N, C, S, S], and the rows of the
@@ -171,7 +180,7 @@ class ScoreBayesClassifier(ClassifierMixin, BaseEstimator):
         channels, *side = run.image_shape
         x = torch.cat([torch.empty(0, channels, *side), *prepared])
         tables: list[EvidenceTable] = []
-        with progress_bar("score", len(x)) as advance:
+        with progress_shown(self.verbose > 0), progress_bar("score", len(x)) as advance:
             for some in x.split(IMAGES_AT_A_TIME) if len(x) else ():
                 tables.append(run.evidence(some, [key_of(one) for one in some.split(1)]))
                 advance(IMAGES_AT_A_TIME * len(tables), "")

@@ -83,7 +83,7 @@ def test_every_option_is_tried(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=lambda value: str(value))
 def test_every_way_to_the_pixels_is_the_same(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """P5: cache cold and warm, a split, another data set of the same kind, a single file."""
+    """P5: cache cold and warm, a split, another data set of the same kind, a single file, an array."""
     (tmp_path / "data").mkdir()
     data = BUILD[kind](tmp_path / "data")
     source = open_source(data, **options)
@@ -111,6 +111,9 @@ def test_every_way_to_the_pixels_is_the_same(kind: str, options: dict[str, Any],
         if whole and record.image_id in expected:
             levels, _ = reader.file(record.path)
             np.testing.assert_array_equal(levels, expected[record.image_id])
+            if record.path.suffix == ".png":
+                levels, _ = reader.array(np.asarray(Image.open(record.path)))
+                np.testing.assert_array_equal(levels, expected[record.image_id])
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from fixtures.tiny_run import DATA, LAYER, train_tiny
 from safetensors.torch import load_file
 
 from scorebayes import open_run
-from scorebayes.errors import ConfigError, DataError, NumericalError
+from scorebayes.errors import ConfigError, DataError, NumericalError, Stopped
 from scorebayes.stages import train as stages
 from scorebayes.training import loop as training
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
@@ -31,6 +32,7 @@ from fixtures.tiny_run import train_tiny
 step = training._step
 def slow_step(*args):
     time.sleep(0.15)  # so that the signal arrives in the middle of training
+    Path({path!r} + f"-{{args[1].step}}").touch()
     return step(*args)
 training._step = slow_step
 train_tiny(Path({path!r}))
@@ -76,13 +78,45 @@ def test_killed_and_resumed_the_weights_are_bitwise_those_of_an_undisturbed_run(
     assert losses[0] == losses[1]
 
 
-def test_sigterm_saves_before_it_stops(tmp_path):
+def test_a_signal_that_interrupts_saves_before_it_stops(tmp_path):
     process = start_and_wait_for(tmp_path / "run", step=4)
+    while not (tmp_path / "run-6").exists() and process.poll() is None:
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=60) > 0  # an end of its own, not by the signal
     entries = open_run(tmp_path / "run").checkpoints.entries("state")
-    assert 4 <= entries[-1]["step"] <= 12
+    assert 4 < entries[-1]["step"] < 12
     assert train_tiny(tmp_path / "run", resume=True).checkpoints.entries("state")[-1]["step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "saved"),
+    [("_accumulate", 7, 6), ("what_is_logged", 3, 12), ("_take", 7, 4)],
+    ids=["in a gradient", "in the last validation", "in the middle of a step, which cannot be saved"],
+)
+def test_interrupted_anywhere_and_resumed_the_weights_are_those_of_an_undisturbed_run(
+    tmp_path, monkeypatch, where, call, saved
+):
+    real, calls = getattr(training, where), []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) < call:
+            return real(*args)
+        if where == "_take":
+            args[1].changing = True
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, where, interrupted)
+    with pytest.raises(Stopped) as stopped:
+        train_tiny(tmp_path / "run")
+    assert stopped.value.where == f"at step {min(call - 1, 12) if where != 'what_is_logged' else 12} of 12"
+    monkeypatch.undo()
+    assert open_run(tmp_path / "run").checkpoints.entries("state")[-1]["step"] == saved
+    resumed, undisturbed = train_tiny(tmp_path / "run", resume=True), train_tiny(tmp_path / "undisturbed")
+    a, b = final_weights(resumed), final_weights(undisturbed)
+    assert all(torch.equal(a[name], b[name]) for name in b) and a.keys() == b.keys()
+    assert resumed.checkpoints.best()["val_log_loss"] == undisturbed.checkpoints.best()["val_log_loss"]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
@@ -144,12 +178,12 @@ def test_where_memory_ends_the_batch_goes_in_parts(tmp_path, monkeypatch):
         *_, size, _ = args
         sizes.append(size)
         if size > 4:
-            raise torch.OutOfMemoryError
+            torch.empty(2**59)  # no machine has so much: the allocator's own error
         return real(*args)
 
     monkeypatch.setattr(training, "_accumulate", small_memory)
     run = train_tiny(tmp_path / "run", net={**LAYER["net"], "dropout": 0.0})
-    assert sizes[:2] == [8, 4]
+    assert sizes == [8, 4, *[4] * 11]  # what fits is found once
     monkeypatch.undo()
     whole = train_tiny(tmp_path / "whole", net={**LAYER["net"], "dropout": 0.0})
     a, b = final_weights(run), final_weights(whole)

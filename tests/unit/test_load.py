@@ -13,7 +13,7 @@ import pytest
 from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.load import load
 from scorebayes.data.prepare import Prepare
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import DataError
 
 PREPARE = Prepare(size=16)
 INFO = SourceInfo("npy", "NumPy files", ("a", "b"), positive=1)
@@ -113,15 +113,17 @@ def test_a_worker_that_dies_costs_one_image_and_no_other(tmp_path: Path) -> None
     assert os.environ.get("OMP_NUM_THREADS") == "1"
 
 
-def test_workers_that_cannot_start_are_an_error_with_a_remedy(tmp_path: Path, monkeypatch) -> None:
+def _end_at_once(*_: object) -> None:
+    os._exit(1)
+
+
+def test_where_no_worker_can_start_the_images_are_read_without(tmp_path: Path, monkeypatch) -> None:
     from scorebayes.data import load as module
 
-    monkeypatch.setattr(module, "_start_worker", os._exit)
-    source = write(tmp_path / "data", "a")
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    with pytest.raises(ConfigError, match="workers = 0"):
-        load(source, source.records(), 7, workers=1)  # type: ignore[arg-type]
-    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setattr(module, "_start_worker", _end_at_once)
+    source = write(tmp_path / "data", "a", "b-refused")
+    images, rejected = load(source, source.records(), PREPARE, workers=1)
+    assert images.keys == ("a",) and len(rejected) == 1
 
 
 def test_the_second_start_reads_the_cache_and_not_the_files(tmp_path: Path, monkeypatch) -> None:

@@ -36,6 +36,7 @@ from scorebayes.storage.checkpoint import Checkpoints, pack, unpack
 from scorebayes.training import cost
 from scorebayes.training.augment import augment
 from scorebayes.training.batches import draw_rows, step_seed
+from scorebayes.training.random import lent_random_numbers
 from scorebayes.training.schedule import average_decay, rate_share
 from scorebayes.training.validate import validation_rows
 
@@ -77,7 +78,8 @@ class Network(Kind):
 
     def build(self, run: Run) -> nn.Module:
         prepare = run.config.prepare
-        return self.make(prepare.size, prepare.channels, len(run.facts.classes))
+        with lent_random_numbers():
+            return self.make(prepare.size, prepare.channels, len(run.facts.classes))
 
     def fit(self, run: Run, train: ImageSet, val: ImageSet, folder: Path, steps: int | None) -> Fitted:
         """Try every setting shortly, then train with the best, choosing the checkpoint; all by validation log-loss.
@@ -128,8 +130,8 @@ class Network(Kind):
         return cost.step_cost(lambda x: net(x), run.image_shape, run.config.train.batch)
 
     def _training(self, setting: Setting, run: Run, train: ImageSet, steps: int) -> _Training:
-        torch.manual_seed(step_seed(run.config.seed, -1))
-        net = _ordered(self.build(run).to(run.device), memory_order(run.device))
+        with lent_random_numbers(step_seed(run.config.seed, -1)):
+            net = _ordered(self.build(run).to(run.device), memory_order(run.device))
         return _Training(net, setting, run, train, steps)
 
     def _tune(self, run: Run, train: ImageSet, val: ImageSet, path: Path, steps: int) -> list[dict[str, Any]]:
@@ -259,14 +261,16 @@ class _Training:
         config, device = self.run.config.train, self.run.device
         seed = step_seed(self.run.config.seed, self.step)
         generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # dropout has no generator of its own
         rows = draw_rows(config, len(self.labels), self.rows_of_class, generator).numpy()
         u = torch.rand((len(rows), *self.images.shape[1:]), generator=generator)
         x, _ = augment(self.run.standardise(self.images[rows], u), config, generator)
         y = torch.from_numpy(self.labels[rows])
         self.net.train()
         half = self.run.precision != torch.float32
-        with torch.autocast(device.type, self.run.precision, enabled=half):
+        with (
+            lent_random_numbers(seed, device),  # dropout of others takes no generator
+            torch.autocast(device.type, self.run.precision, enabled=half),
+        ):
             logits = self.net(x.to(device, memory_format=memory_order(device)))
         loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=self.setting.smoothing)
         if not math.isfinite(loss.item()):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from scorebayes.data.base import Record, Rejected, Source
 from scorebayes.data.pixels import VERSION as PIXELS_VERSION
 from scorebayes.data.pixels.files import require_file
 from scorebayes.data.prepare import Prepare
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import DataError
 
 FSYNC_EVERY = 64  # images a power cut may cost
 Outcome = NDArray[np.unsignedinteger] | str  # a prepared image, or why there is none
@@ -99,8 +98,9 @@ def load(
     cache: folder for prepared images, keyed by the file (path, size, time), the record and the pipeline.
         Images whose path is no file (synthetic ones) are not cached, and neither are rejections.
     options: of the data set, where its pixels depend on them; they enter the keys of the cache.
-    workers: processes; 0 reads in this one. ``source`` must be picklable then. An image that kills its
-        process (a crash in a decoder, out of memory) is rejected, the others are read by a new one.
+    workers: processes; 0 reads in this one, as do others where none can be started (inside a worker of another
+        pool). ``source`` must be picklable then. An image that kills its process (a crash in a decoder, out of
+        memory) is rejected, the others are read by a new one.
     progress: called with (images done, images in all).
     """
     stamps = [_stamp(record.path) for record in records]
@@ -204,27 +204,29 @@ def _work(record: Record, stamp: tuple[int, int] | None) -> Outcome:
 
 
 @contextmanager
-def _pool(source: Source, prepare: Prepare, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Spawned processes (forking a process with threads may hang) of one thread each."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the libraries when the worker imports them
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(source, prepare))
+def _pool(source: Source, prepare: Prepare, workers: int) -> Iterator[Executor | None]:
+    """Processes of one thread each; None where they cannot be started.
+
+    Those of the standard library would import the caller's script again, and with it do the caller's work again; to fork a
+    process with threads may hang.
+    """
+    from joblib.externals import loky  # takes a third of a second, and not every command reads images
+
+    one_thread = {"OMP_NUM_THREADS": "1"}  # read by the libraries when the worker imports them
+    pool = loky.ProcessPoolExecutor(
+        workers, initializer=_start_worker, initargs=(source, prepare), env=one_thread
+    )
     try:
-        try:
-            pool.submit(os.getpid).result()
-        except BrokenProcessPool:
-            raise ConfigError(
-                "Worker processes cannot be started.",
-                'Set workers = 0, or put the calling code under if __name__ == "__main__".',
-            ) from None
-        yield pool
+        yield pool if _works(pool) else None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+def _works(pool: Executor) -> bool:
+    try:
+        return pool.submit(os.getpid).result() != os.getpid()
+    except (BrokenProcessPool, OSError, AssertionError):  # the last: a worker of others may have no children
+        return False
 
 
 def _in_processes(
@@ -237,6 +239,9 @@ def _in_processes(
     while order:
         running: dict[Future[Outcome], Job] = {}
         with _pool(source, prepare, workers) as pool:
+            if pool is None:
+                yield from _in_turn(source, prepare, jobs)
+                return
             try:
                 while waiting or running:
                     while waiting and len(running) < 4 * workers:
@@ -257,6 +262,8 @@ def _in_processes(
 
 def _alone(source: Source, prepare: Prepare, record: Record, stamp: tuple[int, int] | None) -> Outcome:
     with _pool(source, prepare, 1) as pool:
+        if pool is None:
+            return f"{record.path} could not be read: no process can be started any more."
         try:
             return pool.submit(_work, record, stamp).result()
         except BrokenProcessPool:

@@ -8,13 +8,15 @@ network serves every process of ``scorebayes.diffusion.noise``. Closed-form scor
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scorebayes.diffusion.memory import with_less_memory
 from scorebayes.diffusion.noise import NoiseProcess
 
 
@@ -55,39 +57,54 @@ class Denoiser(nn.Module):
         super().__init__()
         self.net = net
         self.precision = precision
+        self.fits_in_memory: int | None = None  # rows at a time without gradient, where more were too many
 
     def forward(self, z: Tensor, log_snr: Tensor, y: Tensor, augment: Tensor | None = None) -> Tensor:
         """z [B, C, H, W], log_snr [B], y [B], augment [B, A] -> x_0 hat [B, C, H, W]."""
-
-        def net(c_in_z: Tensor, level: Tensor) -> Tensor:
-            code = None if augment is None else augment.to(level.device)
-            return self.net(c_in_z, level, y.to(level.device), code)
-
-        return self._precondition(z, log_snr, net)
+        return self._precondition(z, log_snr, self.net, (y, augment))
 
     def all_classes(self, z: Tensor, log_snr: Tensor, augment: Tensor | None = None) -> Tensor:
         """z [B, C, H, W], log_snr [B], augment [B, A] -> x_0 hat under every class, [B, Y, C, H, W]."""
-
-        def net(c_in_z: Tensor, level: Tensor) -> Tensor:
-            code = None if augment is None else augment.to(level.device)
-            return cast(Callable, self.net.all_classes)(c_in_z, level, code)
-
-        return self._precondition(z, log_snr, net, extra_dims=1)
+        return self._precondition(z, log_snr, cast(Callable, self.net.all_classes), (augment,), extra_dims=1)
 
     def _precondition(
-        self, z: Tensor, log_snr: Tensor, net: Callable[[Tensor, Tensor], Tensor], extra_dims: int = 0
+        self,
+        z: Tensor,
+        log_snr: Tensor,
+        net: Callable[..., Tensor],
+        others: Sequence[Tensor | None],
+        extra_dims: int = 0,
     ) -> Tensor:
         """The one cast: states come in float64 on the CPU, the network works in its own dtype on its own device. MPS has no
         float64, so the dtype is converted on the CPU, both ways."""
-        device = next(self.net.parameters()).device
         ratio = (-0.5 * log_snr).exp().to(z)[:, None, None, None]
         norm = (1 + ratio.square()).rsqrt()
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            out = net((norm * z).float().to(device), (0.25 * log_snr).float().to(device))
-        out = out.to(z.device).to(z.dtype)
+        inputs = [(norm * z).float(), (0.25 * log_snr).float(), *(of for of in others if of is not None)]
+        out = self._in_parts(net, inputs).to(z.device).to(z.dtype)
         for _ in range(extra_dims):
             z, ratio, norm = z[:, None], ratio[:, None], norm[:, None]
         return norm.square() * z + ratio * norm * out
+
+    def _in_parts(self, net: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """The output of a network for inputs [B, ...]: of all rows at once or, where memory is too small for that and no
+        gradient is asked for, of as many as fit."""
+        device, n = next(self.net.parameters()).device, len(inputs[0])
+
+        def work(rows: int) -> Tensor:
+            parts = [
+                net(*(of[i : i + rows].to(device) if len(of) == n else of.to(device) for of in inputs))
+                for i in range(0, n, rows)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            if torch.is_grad_enabled():
+                return work(n)
+            most = min(n, self.fits_in_memory or n)
+            out, rows = with_less_memory(work, most)
+        if rows < most:
+            self.fits_in_memory = rows
+        return out
 
 
 class ScoreModel(Score):
@@ -113,9 +130,17 @@ class ScoreModel(Score):
         return (alpha_t[:, None] * x_0 - x_t[:, None]) / sigma_t.square()[:, None]
 
     def in_float32(self) -> ScoreModel:
-        return ScoreModel(
-            Denoiser(self.denoiser.net, torch.float32).train(self.denoiser.training), self.noise
-        )
+        """One for all calls, so that what was measured of it holds for all of them."""
+        return self._in_float32.train(self.denoiser.training)
+
+    @cached_property
+    def _in_float32(self) -> ScoreModel:
+        return ScoreModel(Denoiser(self.denoiser.net, torch.float32), self.noise)
+
+    def train(self, training: bool) -> ScoreModel:
+        """Set whether the network trains (dropout) or is asked."""
+        self.denoiser.train(training)
+        return self
 
     def _scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """alpha_t, sigma_t [B, 1, 1, 1] in the dtype of x_t and log-SNR [B] in float64."""

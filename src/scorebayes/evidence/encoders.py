@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from scorebayes.errors import ConfigError
 from scorebayes.storage.digest import sha256_of
+from scorebayes.training.random import lent_random_numbers
 
 
 class Encoder(Protocol):
@@ -114,7 +115,8 @@ def _lite0(device: torch.device) -> Any:
         raise ConfigError(
             f"{path}: not the weights that this version knows (SHA-256 differs).", "Install them again."
         )
-    net = EfficientNet.from_name("efficientnet-lite0")
+    with lent_random_numbers():
+        net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     for parameter in net.parameters():
         parameter.requires_grad_(False)

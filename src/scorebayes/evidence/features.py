@@ -44,6 +44,7 @@ from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
+from scorebayes.training.random import lent_random_numbers
 from scorebayes.training.settings import Count, Fraction, Size, TrainConfig
 from scorebayes.training.validate import score_block
 
@@ -58,7 +59,7 @@ class Features(Evidence):
     steps: of the training; 0: those of [train]. batch, lr, warmup, ema, dropout, channels: of the training and of the
         network, a U-Net without patches.
     log_snr_mean, log_snr_std: of the noise levels in training. shift: cells by which a training map is moved at most.
-    validate_every: steps between validations (0 = 10 times in all).
+    validate_every: steps between validations (0 = 10 times in all, at most every 20 steps).
     levels, passes: noise levels of the class score, and how often they are gone through; every second time with the mirror
         image. mean, std: of the density whose quantiles these levels are.
     """
@@ -140,10 +141,11 @@ class Features(Evidence):
         return {}
 
     def _new_denoiser(self) -> Denoiser:
-        net = UNet(
-            self.feature_maps.shape[0], len(self.home.classes), CODE_LENGTH, channels=self.channels, blocks=1, attention=1,
-            patch=1, dropout=self.dropout, label_in="decoder",
-        )  # fmt: skip
+        with lent_random_numbers():
+            net = UNet(
+                self.feature_maps.shape[0], len(self.home.classes), CODE_LENGTH, channels=self.channels, blocks=1,
+                attention=1, patch=1, dropout=self.dropout, label_in="decoder",
+            )  # fmt: skip
         return Denoiser(net, self.home.precision).to(self.home.device)
 
     @property

@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from itertools import product
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -171,11 +172,14 @@ def _components(basis: _Basis, z: NDArray, y: NDArray, clusters: int, seed: int)
 
 def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
     """A number below ``wanted`` for every point; fewer clusters than that where points coincide."""
-    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed)
+    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed % 2**32)
     one_thread = _thread_pools().limit(limits=1, user_api="openmp")  # the same sums everywhere
-    with one_thread, warnings.catch_warnings():
+    with _ONE_AT_A_TIME, one_thread, warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return means.fit_predict(points)
+
+
+_ONE_AT_A_TIME = Lock()  # threads and filters of warnings are those of the whole process
 
 
 @cache

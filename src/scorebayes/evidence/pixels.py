@@ -35,7 +35,8 @@ from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
-from scorebayes.training.validate import score_block, validation_rows
+from scorebayes.training.random import lent_random_numbers
+from scorebayes.training.validate import affordable_looks, score_block, validation_rows
 
 
 class Pixels(Evidence):
@@ -54,12 +55,13 @@ class Pixels(Evidence):
 
     def new_denoiser(self) -> Denoiser:
         """An untrained network as configured."""
-        net = self.home.build(
-            "net",
-            image_channels=self.home.image_shape[0],
-            n_classes=len(self.home.classes),
-            n_augment=CODE_LENGTH,
-        )
+        with lent_random_numbers():
+            net = self.home.build(
+                "net",
+                image_channels=self.home.image_shape[0],
+                n_classes=len(self.home.classes),
+                n_augment=CODE_LENGTH,
+            )
         return Denoiser(net, self.home.precision).to(self.home.device)
 
     @cached_property
@@ -124,9 +126,9 @@ class Pixels(Evidence):
         own = cast(Denoising, self.likelihood)
         if not own.common_noise or own.first or own.candidates <= own.repeats:
             return ()
-        rows = validation_rows(
-            val.labels, len(self.home.classes), self.home.train_settings.val_images, self.home.seed
-        )
+        settings = self.home.train_settings
+        most = min(settings.val_images, affordable_looks(settings) // own.candidates)
+        rows = validation_rows(val.labels, len(self.home.classes), most, self.home.seed)
         images = val.subset(rows)
         block = self.log_lik(
             self.home.standardise(images.images), images.keys, replace(own, repeats=own.candidates)

@@ -227,9 +227,19 @@ def resolve(
                 raise ConfigError(f"[{key}] must be a section, got {value!r}.")
             else:
                 merged[key] = _merged(merged.get(key, {}), value)
-    if not isinstance(merged["seed"], int) or merged["seed"] < 0:
-        raise ConfigError(f"seed must be a whole number >= 0, got {merged['seed']!r}.")
-    return Config(merged["seed"], {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS})
+    return Config(
+        checked_seed(merged["seed"]), {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS}
+    )
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed of any size as one that all libraries take: the remainder by 2^32. ConfigError for anything but a whole number
+    from 0 on."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(
+            f"seed must be a whole number >= 0, got {seed!r}.", "Choose one, or leave it out for 0."
+        )
+    return seed % 2**32
 
 
 def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

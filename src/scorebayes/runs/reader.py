@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -17,6 +18,7 @@ from scorebayes.data import SOURCES, open_source
 from scorebayes.data.base import Record, Rejected, Source, SourceInfo
 from scorebayes.data.load import ImageSet, load
 from scorebayes.data.pixels.images import open_picture
+from scorebayes.data.pixels.numbers import as_image, to_unit
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import Config
@@ -98,12 +100,20 @@ class Reader:
         warning = _size_warning(path, picture.pixels, self.config.prepare.size)
         return self.config.prepare(picture.pixels, picture.laterality, picture.view), warning
 
+    def array(self, pixels: NDArray) -> tuple[NDArray, str]:
+        """The same of an array of one image, of any type and shape that an NPY file may have."""
+        pixels = to_unit(as_image(np.asarray(pixels), "the image"), "the image", self.info.file_bits)
+        warning = _size_warning("the image", pixels, self.config.prepare.size)
+        return self.config.prepare(pixels, "", ""), warning
+
     def load(
         self, source: Source, records: Sequence[Record], options: Mapping[str, Any]
     ) -> tuple[ImageSet, list[Rejected]]:
         """Records of any data set that was opened with these options, prepared as those of the run, from its cache where
         they are there."""
-        workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE else 0
+        # Of one file with all images every process would hold a copy, only to pass its parts on.
+        one_file = len({record.path for record in records}) == 1
+        workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE and not one_file else 0
         with progress_bar("prepare", len(records)) as advance:
             return load(
                 source, records, self.config.prepare, cache=self.folder / "cache", options=repr(sorted(options.items())),
@@ -119,7 +129,7 @@ class Reader:
         return {"bits": self.info.file_bits} if self.info.file_bits and "bits" in known else {}
 
 
-def _size_warning(path: Path, image: NDArray, side: int) -> str:
+def _size_warning(path: Path | str, image: NDArray, side: int) -> str:
     """The warning for an image smaller than the model's size. DataError if it is far too small."""
     height, width = image.shape[:2]
     longest = max(height, width)

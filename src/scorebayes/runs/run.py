@@ -85,6 +85,17 @@ class Run:
         self.format = written
         self.reader = Reader(path, config, facts.info)
 
+    def __repr__(self) -> str:
+        shape, entries = self.image_shape, Checkpoints(self.path / "checkpoints").entries("state")
+        said = [
+            f"{len(self.classes)} classes {', '.join(self.classes)}",
+            f"{shape[1]} px {'grey' if shape[0] == 1 else 'colour'}",
+            f"sources {', '.join(self.config.sources)}",
+            *(f"step {entry['step']}" for entry in entries[-1:]),
+            "calibrated" if self.calibration_path.exists() else "not calibrated",
+        ]
+        return f"Run({str(self.path)!r}: {'; '.join(said)})"
+
     # -- the way of one image -------------------------------------------------------------------------------------
 
     def prepare(self, image: NDArray, laterality: str = "", view: str = "") -> Tensor:
@@ -229,10 +240,13 @@ class Run:
         """What the network is shown, in [0, 1]: [N, C, S, S], the middle of every grey level."""
         return self.restore(self.standardise(images.images))
 
-    def read(self, path: Path) -> tuple[Tensor, str, str]:
-        """A file as the run takes it: standardised image [1, C, S, S], the key of its draws, and what is unusual about it,
-        if anything. DataError where it cannot be read or prepared."""
-        levels, warning = self.reader.file(path)
+    def read(self, image: str | Path | NDArray) -> tuple[Tensor, str, str]:
+        """A file, or pixels [H, W] or [H, W, 3], as the run takes them: standardised image [1, C, S, S], the key of its
+        draws, and what is unusual about it, if anything. DataError where it cannot be read or prepared."""
+        if isinstance(image, (str, Path)):
+            levels, warning = self.reader.file(Path(image))
+        else:
+            levels, warning = self.reader.array(np.asarray(image))
         x = self.standardise(levels[None])
         return x, key_of(x), warning
 

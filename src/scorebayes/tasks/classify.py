@@ -23,6 +23,8 @@ THRESHOLD_RULE = "youden"
 PROBABILITY_METRICS = ("log_loss", "brier", "ece", "calibration_", "saturated")
 ANSWER = ("predicted", "prob_", "raw_prob_", "log_odds", "above_threshold", "decided")
 """Columns (or how they begin) that are empty where there is no answer."""
+YES_OR_NO = ("above_threshold", "decided", "typical")
+"""Columns that say "yes" or "no"."""
 
 
 class Classification:

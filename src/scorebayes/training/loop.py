@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from scorebayes.diffusion.memory import NoMemory, with_less_memory
+from scorebayes.diffusion.nets.dropout import draw_from
 from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, Stopped
 from scorebayes.progress import progress_bar
 from scorebayes.training.augment import augment
 from scorebayes.training.batches import draw_log_snr, draw_rows, step_seed
@@ -26,55 +26,59 @@ from scorebayes.training.settings import TrainConfig
 from scorebayes.training.state import State, new_state, restore, roll_back, save, write_log
 from scorebayes.training.validate import choose_finally, what_is_logged
 
+VALIDATIONS = 10
+LEAST_STEPS_BETWEEN = 20  # two validations; one costs as much as several steps, and few steps change little
+
 
 def fit(plan: Plan) -> None:
     """Train a score, or resume from its newest checkpoint.
 
     Writes checkpoints and ``train.jsonl``. The final weights are those with the lowest cross-fitted class log-loss on
-    the validation images. Raises NumericalError if the loss keeps being NaN or infinite, and KeyboardInterrupt, after
-    saving, on SIGTERM.
+    the validation images. Raises NumericalError if the loss keeps being NaN or infinite. KeyboardInterrupt, from Ctrl-C or
+    whatever the caller makes it of, becomes ``Stopped``, after saving.
     """
     settings = plan.settings
     if not settings.label_free:
         require_classes(plan.train.labels, plan.classes, "training")
         require_classes(plan.val.labels, plan.classes, "validation")
     state = restore(plan, new_state(plan))
-    every = settings.validate_every or max(1, math.ceil(settings.steps / 10))
+    every = settings.validate_every or max(LEAST_STEPS_BETWEEN, math.ceil(settings.steps / VALIDATIONS))
     start = time.monotonic() - state.seconds
-    with (
-        _stop_on_sigterm() as stop,
-        progress_bar("train", settings.steps, state.step) as advance,
-    ):
-        while not _finished(state, settings):
-            loss = _step(plan, state)
-            state.seconds = time.monotonic() - start
-            if not math.isfinite(loss):
-                state = roll_back(plan, state)
-                continue
-            state.step += 1
-            advance(state.step, f"loss {loss:.4f}")
-            if state.step % 10 == 0:
-                write_log(plan.log, step=state.step, loss=loss, lr=_rate(state, settings), seconds=state.seconds,
-                          images_per_second=state.step * settings.batch / state.seconds)  # fmt: skip
-            if state.step % every == 0 or _finished(state, settings):
-                found = what_is_logged(plan, state.averaged)
+    with progress_bar("train", settings.steps, state.step) as advance:
+        try:
+            while state.validation_due or not _finished(state, settings):
+                if state.validation_due:
+                    found = what_is_logged(plan, state.averaged)
+                    state.seconds, state.validation_due = time.monotonic() - start, False
+                    write_log(plan.log, step=state.step, **found)
+                    # Without labels nothing says which weights decide best: of equals the newest counts.
+                    save(plan, state, found.get("val_log_loss", 0.0))
+                    continue
+                loss = _step(plan, state)
                 state.seconds = time.monotonic() - start
-                write_log(plan.log, step=state.step, **found)
-                # Without labels nothing says which weights decide best: of equals the newest counts.
-                save(plan, state, found.get("val_log_loss", 0.0))
-            if stop:
+                if not math.isfinite(loss):
+                    state = roll_back(plan, state)
+                    continue
+                state.validation_due = state.step % every == 0 or _finished(state, settings)
+                state.changing = False
+                advance(state.step, f"loss {loss:.4f}")
+                if state.step % 10 == 0:
+                    write_log(plan.log, step=state.step, loss=loss, lr=_rate(state, settings), seconds=state.seconds,
+                              images_per_second=state.step * settings.batch / state.seconds)  # fmt: skip
+        except KeyboardInterrupt as stop:
+            if not state.changing:
                 save(plan, state, math.inf)
-                raise KeyboardInterrupt
+            where = f"at step {state.step} of {settings.steps}"
+            raise Stopped(getattr(stop, "number", signal.SIGINT), where) from None
     if not settings.label_free:
         choose_finally(plan, state)
 
 
 def _step(plan: Plan, state: State) -> float:
-    """One optimiser step on one batch; returns the loss. If memory is short, the batch is split."""
+    """One optimiser step on one batch; returns the loss. If memory is short, the batch is split, from then on."""
     settings = plan.settings
     seed = step_seed(plan.seed, state.step)
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout has no generator of its own
     rows = draw_rows(settings, len(plan.train.labels), plan.rows_of_class, generator)
     y = torch.from_numpy(plan.train.labels[rows.numpy()])
     x_0, code = augment(plan.train.batch(rows.numpy(), generator), settings, generator)
@@ -84,23 +88,29 @@ def _step(plan: Plan, state: State) -> float:
         y = torch.where(dropped, len(plan.classes), y)
     eps = torch.randn(x_0.shape, generator=generator)
 
-    size = settings.micro_batch or settings.batch
-    while True:
-        try:
-            loss = _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size, settings.cross_entropy)
-            break
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise _too_small(plan, state, x_0.shape[-1]) from error
-            size = max(1, size // 2)
-    if not math.isfinite(loss):
-        return loss
-    torch.nn.utils.clip_grad_norm_(state.denoiser.parameters(), settings.clip)
+    def gradient(size: int) -> float:
+        draw_from(state.denoiser, seed)
+        return _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size, settings.cross_entropy)
+
+    try:
+        size = state.fits_in_memory or settings.micro_batch or settings.batch
+        loss, state.fits_in_memory = with_less_memory(gradient, size)
+    except NoMemory as error:
+        raise _too_small(plan, state, x_0.shape[-1]) from error
+    if math.isfinite(loss):
+        _take(plan, state)
+    return loss
+
+
+def _take(plan: Plan, state: State) -> None:
+    """The step itself, along the gradient that is there."""
+    state.changing = True  # until the loop has noted the step
+    torch.nn.utils.clip_grad_norm_(state.denoiser.parameters(), plan.settings.clip)
     for group in state.optimizer.param_groups:
-        group["lr"] = _rate(state, settings)
+        group["lr"] = _rate(state, plan.settings)
     state.optimizer.step()
     state.average.update_parameters(state.denoiser)
-    return loss
+    state.step += 1
 
 
 def _too_small(plan: Plan, state: State, side: int) -> ConfigError:
@@ -158,14 +168,3 @@ def _rate(state: State, settings: TrainConfig) -> float:
 def _finished(state: State, settings: TrainConfig) -> bool:
     out_of_time = settings.minutes is not None and state.seconds >= 60 * settings.minutes
     return state.step >= settings.steps or (out_of_time and state.step > 0)
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[list[int]]:
-    """Yields a list that is filled when SIGTERM arrives."""
-    stop: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

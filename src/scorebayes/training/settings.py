@@ -34,7 +34,8 @@ class TrainConfig:
     if that run has the same classes, and images are standardised as in that run.
     balance: draw classes equally often. clip: largest norm of the gradient. micro_batch: images at a time in one step
     (0 = all), for small memories. precision: of the network's arithmetic; "auto" takes bf16 where the processor has it.
-    validate_every: steps between validations (0 = 10 times in all); val_images: how many images it looks at.
+    validate_every: steps between validations (0 = 10 times in all, at most every 20 steps); val_images: how many images it
+    looks at.
     """
 
     steps: Count = 1000

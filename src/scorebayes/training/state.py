@@ -18,6 +18,7 @@ from scorebayes.errors import ConfigError, NumericalError
 from scorebayes.storage.checkpoint import KEPT_STATES, pack, unpack
 from scorebayes.training.batches import step_seed
 from scorebayes.training.plan import Plan
+from scorebayes.training.random import lent_random_numbers
 from scorebayes.training.schedule import average_decay
 
 MAX_ROLLBACKS = 3
@@ -25,7 +26,12 @@ MAX_ROLLBACKS = 3
 
 @dataclass
 class State:
-    """What changes during training. A state checkpoint holds all of it."""
+    """What changes during training. A state checkpoint holds all of it but the last two.
+
+    validation_due: whether the validation of this step is still to be made. fits_in_memory: images at a time, where that
+    many were found to fit; None: not known yet. changing: whether a step is being taken, so that weights, moments and
+    average do not belong together.
+    """
 
     denoiser: Denoiser
     average: AveragedModel
@@ -34,6 +40,9 @@ class State:
     seconds: float = 0.0
     rate_factor: float = 1.0
     rollbacks: int = 0
+    validation_due: bool = False
+    fits_in_memory: int | None = None
+    changing: bool = False
 
     @property
     def averaged(self) -> Denoiser:
@@ -48,8 +57,8 @@ class State:
 def new_state(plan: Plan) -> State:
     """A training that has not begun."""
     settings = plan.settings
-    torch.manual_seed(step_seed(plan.seed, -1))
-    denoiser = plan.new_denoiser()
+    with lent_random_numbers(step_seed(plan.seed, -1)):
+        denoiser = plan.new_denoiser()
     plan.start(denoiser)
 
     def blend(average: Any, current: Any, n_averaged: Any) -> None:
@@ -70,6 +79,7 @@ def save(plan: Plan, state: State, val_log_loss: float) -> None:
     plan.checkpoints.save(
         "state", state.step, pack(state.modules, state.optimizer),
         seconds=state.seconds, rate_factor=state.rate_factor, rollbacks=state.rollbacks,
+        validation_due=state.validation_due,
     )  # fmt: skip
     plan.checkpoints.keep("state", lambda entries: sorted(entries, key=lambda e: e["step"])[-KEPT_STATES:])
 
@@ -90,6 +100,7 @@ def restore(plan: Plan, state: State) -> State:
         ) from error
     state.step, state.seconds = entry["step"], entry["seconds"]
     state.rate_factor, state.rollbacks = entry["rate_factor"], entry["rollbacks"]
+    state.validation_due = entry.get("validation_due", False)
     return state
 
 

@@ -21,9 +21,11 @@ from scorebayes.diffusion.score import Denoiser, Score, ScoreModel, training_los
 from scorebayes.errors import ConfigError
 from scorebayes.training.batches import draw_log_snr, step_seed
 from scorebayes.training.plan import Plan
+from scorebayes.training.settings import TrainConfig
 from scorebayes.training.state import State
 
 FINAL_IMAGES = 300  # looked at, over all validations, for the last choice between checkpoints
+PRICE = 10  # of a look at a validation image, in images of training steps; one may not cost more than all the steps do
 
 
 def score_block(
@@ -111,7 +113,8 @@ def choose_finally(plan: Plan, state: State) -> None:
         return
     step, chosen, loss = state.step, state.averaged, best["val_log_loss"]
     if best["step"] != state.step:  # two finalists
-        passes = math.ceil(FINAL_IMAGES / min(len(plan.val.labels), plan.settings.val_images))
+        images = min(FINAL_IMAGES, affordable_looks(plan.settings) // 2)
+        passes = max(1, math.ceil(images / min(len(plan.val.labels), plan.settings.val_images)))
         losses = []
         contender = plan.new_denoiser()
         contender.load_state_dict(plan.checkpoints.load(best))
@@ -123,6 +126,12 @@ def choose_finally(plan: Plan, state: State) -> None:
             step, chosen = best["step"], contender
     plan.checkpoints.save("step", step, chosen.state_dict(), val_log_loss=loss, final=True)
     plan.checkpoints.keep("step", lambda entries: [entry for entry in entries if entry.get("final")])
+
+
+def affordable_looks(settings: TrainConfig) -> int:
+    """How many looks at validation images a choice is worth: together they cost no more than the training. Only short
+    trainings cannot afford all that they would like to look at."""
+    return settings.steps * settings.batch // PRICE
 
 
 def validation_rows(labels: NDArray[np.int64], n_classes: int, most: int, seed: int) -> NDArray[np.int64]:

@@ -69,7 +69,8 @@ class Flow:
     rtol, atol, max_steps: of the adaptive solver.
     probes: Rademacher probes per image; each gives one draw.
     exact: the exact trace in place of probes, at one derivative per pixel and evaluation.
-    mode: how derivatives are taken. "auto" measures once per score; name one for results equal bit by bit.
+    mode: how derivatives are taken. "auto" measures once per score, which is once per run and process; name one for
+        results equal bit by bit.
     images_per_call: images solved together. 1 makes the result of an image bitwise independent of the others;
     more is
         faster on a GPU and equal up to rounding.

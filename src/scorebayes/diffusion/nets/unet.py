@@ -14,6 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scorebayes.diffusion.nets.dropout import Dropout
+
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -39,7 +41,7 @@ class _Block(nn.Module):
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(embed, 2 * c_out)
         self.norm_out = nn.GroupNorm(_groups(c_out), c_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
