@@ -75,7 +75,7 @@ def auc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> l
     if not np.isfinite(variance):
         return None
     half = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance)
-    if 0 < area - half and area + half < 1:
+    if area - half > 0 and area + half < 1:
         return [float(area - half), float(area + half)]
     truth = np.asarray(labels, dtype=bool)
     return newcombe(area, int(truth.sum()), int((~truth).sum()), level)

@@ -47,8 +47,9 @@ def classification_metrics(
     ``<name>_ci95`` holds [low, high]: DeLong for the AUC and Wilson for proportions when the cases are
     independent; otherwise, and for all other metrics, the percentiles of a bootstrap that draws whole
     patients. Where these percentiles reach 0 or 1, resampling the few errors there are says too little: then Newcombe
-    for the AUC and Wilson for proportions, with each patient as one case. A metric without a value is None, and ``<name>_reason`` says why. ``ece_by_chance`` is the expected
-    ``ece`` of these very probabilities if they were right.
+    for the AUC and Wilson for proportions, with each patient as one case. A metric without a value or an interval is
+    None, and ``<name>_reason`` or ``<name>_ci95_reason`` says why. ``ece_by_chance`` is the expected ``ece`` of these very
+    probabilities if they were right.
 
     With more than two classes ``auc`` and ``auprc`` are the mean of one class against the rest; sensitivity,
     specificity, predictive values, calibration slope and intercept are for ``positive`` against the rest.
@@ -109,7 +110,10 @@ def _bootstrapped(
     if name in _AT_THE_EDGE:
         return _AT_THE_EDGE[name](sample, np.arange(sample.n) if clusters is None else clusters, value), _FEW
     if interval[0] == interval[1]:
-        return None, "all replicates of the bootstrap are equal: they cannot show how far the value may be off"
+        return (
+            None,
+            "all replicates of the bootstrap are equal: they cannot show how far the value may be off",
+        )
     return interval, _FEW
 
 
