@@ -115,7 +115,7 @@ def told_and_true() -> dict[str, float]:
     """Cross-fitted and true log-loss, mean over many validation splits of 30 patients with 4 images each; with the told one
     if every image passes for a patient of its own."""
     prior, found = np.log([0.5, 0.5]), {"by patient": [], "by image": [], "true": []}
-    fresh = of_patients(1000, 4, 8, seed=999)
+    fresh = of_patients(4000, 4, 8, seed=999)
     for seed in range(12):
         table = of_patients(30, 4, 8, seed)
         calibration = fit_calibration(table, prior)
@@ -128,8 +128,8 @@ def told_and_true() -> dict[str, float]:
 
 def test_the_told_log_loss_is_the_true_one_where_patients_have_several_images(told_and_true):
     """S1: simulated with 4 images a patient; folds by image tell far less than is true."""
-    assert told_and_true["by patient"] == pytest.approx(told_and_true["true"], abs=0.03)
-    assert told_and_true["by image"] < told_and_true["true"] - 0.05
+    assert told_and_true["by patient"] == pytest.approx(told_and_true["true"], abs=0.06)
+    assert told_and_true["by image"] < told_and_true["true"] - 0.1
 
 
 def test_the_standard_error_that_chooses_a_penalty_is_of_patients():
@@ -166,7 +166,7 @@ def test_folds_never_divide_a_patient(held):
 
 def test_typicality_declines_what_it_says_where_patients_have_several_images():
     """S1: the limit is measured on patients that were held out whole."""
-    rng, n_levels = np.random.default_rng(0), 6
+    n_levels = 6
 
     def table(n_patients: int, seed: int) -> EvidenceTable:
         rng, patients = np.random.default_rng(seed), np.repeat(np.arange(n_patients), 8)
