@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from fixtures.tables import one_source
 from fixtures.tiny_run import train_tiny
 
 from scorebayes import metrics
+from scorebayes.benchmark.trained import maps
 from scorebayes.data import open_source
 from scorebayes.data.sources.arrays import save_arrays
 from scorebayes.decision.calibration import _heaviest_that_may_be_best, fit_calibration
@@ -237,6 +241,43 @@ def test_a_place_of_few_images_keeps_the_look_and_moves_its_limit(elsewhere):
     assert (judge.appearance.mean == run.decision.typicality.appearance.mean).all()
     rest = slice(12, None)
     assert 1 - judge.is_typical(judge.distance(table.rows(rest), pixels[rest])).mean() < 0.35
+
+
+# --- maps are not judged by the draws that made them ----------------------------------------------------------
+
+
+def test_deletion_is_judged_by_other_draws_than_those_that_made_the_maps(elsewhere, monkeypatch):
+    """S2: with common noise another key gives the same draws, and a map is credited with their chance."""
+    run = elsewhere[0]
+    assert run.likelihood.common_noise
+    made, judged = [], []
+    real_explain, real_posterior = maps.explain, maps._posterior
+
+    def explain(run, x, key, target):
+        found = real_explain(run, x, key, target)
+        made.append(found.table.blocks["pixels"])
+        return found
+
+    def posterior(run, x, key):
+        judged.append(run.evidence(x[:1], [key]).blocks["pixels"])
+        return real_posterior(run, x, key)
+
+    monkeypatch.setattr(maps, "explain", explain)
+    monkeypatch.setattr(maps, "_posterior", posterior)
+    monkeypatch.setattr(
+        maps,
+        "_maps",
+        lambda run, baseline, x, key, target: {maps.OURS: maps.explain(run, x, key, target).total},
+    )
+    network = SimpleNamespace(logits=lambda x: x.mean((2, 3)) @ torch.tensor([[-1.0, 1.0]]))
+    maps.deletion_test(run, network, run.images("test").subset([0, 1]), lambda _: None)
+    assert len(made) == 4 and len(judged) == 2 * (1 + 2 * 2)
+    for one in made:
+        for other in judged:
+            assert not np.isin(one.log_snr, other.log_snr).any()
+            assert not np.isin(one.draws, other.draws).any()
+    first = judged[0].log_snr  # but one curve, and every curve of a run, is judged by the same draws
+    assert all((of.log_snr == first).all() for of in judged)
 
 
 # --- words ----------------------------------------------------------------------------------------------------

@@ -102,13 +102,15 @@ def classification_metrics(
 def _bootstrapped(
     sample: _Sample, name: str, value: float, replicates: Array, clusters: NDArray[np.int64] | None
 ) -> tuple[list[float] | None, str]:
-    """The interval of a metric by its replicates or, where they reach the edge, from the numbers of patients; or None, with
-    the reason."""
+    """The interval of a metric by its replicates and, where they reach the edge, by the numbers of patients, whichever is
+    wider; or None, with the reason."""
     interval = percentiles(replicates)
     if interval is None or (interval[0] > _EDGE and interval[1] < 1 - _EDGE):
         return interval, _FEW
     if name in _AT_THE_EDGE:
-        return _AT_THE_EDGE[name](sample, np.arange(sample.n) if clusters is None else clusters, value), _FEW
+        own = np.arange(sample.n) if clusters is None else clusters
+        low, high = _AT_THE_EDGE[name](sample, own, value) or interval
+        return [min(low, interval[0]), max(high, interval[1])], _FEW
     if interval[0] == interval[1]:
         return (
             None,
