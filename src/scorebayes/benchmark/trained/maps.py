@@ -59,6 +59,7 @@ def measure_evidence(runs: Sequence[Run], images: int, *, steps: int | None = No
         "runs": {run.facts.info.name: _measure(run, images, steps) for run in runs},
         "network": NETWORK,
         "deleted": DELETED,
+        "judged_by": "draws of another seed than those that made the maps",
         "environment": environment(runs[0].device),
         "written": time.strftime("%Y-%m-%d"),
     }
