@@ -9,8 +9,11 @@ import pytest
 import torch
 from fixtures.tables import one_source
 from fixtures.tiny_run import train_tiny
+from scipy.special import expit
 
 from scorebayes import metrics
+from scorebayes.benchmark.stored import answers
+from scorebayes.benchmark.stored.answers import Answers, seed_mean_difference
 from scorebayes.benchmark.trained import maps
 from scorebayes.data import open_source
 from scorebayes.data.sources.arrays import save_arrays
@@ -241,6 +244,50 @@ def test_a_place_of_few_images_keeps_the_look_and_moves_its_limit(elsewhere):
     assert (judge.appearance.mean == run.decision.typicality.appearance.mean).all()
     rest = slice(12, None)
     assert 1 - judge.is_typical(judge.distance(table.rows(rest), pixels[rest])).mean() < 0.35
+
+
+# --- what trainings and patients say together ----------------------------------------------------------------
+
+
+def trained(strengths: list[float], n_patients: int = 400) -> list[Answers]:
+    """Answers of one training a strength: "ours" separates the classes by it, "other" always by 1."""
+    labels = np.arange(n_patients) % 2
+    names = tuple(f"p{i}" for i in range(n_patients))
+    case = np.random.default_rng(0).normal(size=n_patients)
+    each = []
+    for seed, strength in enumerate(strengths):
+        own = np.random.default_rng(seed + 1).normal(size=(2, n_patients))
+        scores = {"ours": strength * labels + case + 0.3 * own[0], "other": labels + case + 0.3 * own[1]}
+        prob = {name: np.stack([1 - expit(s), expit(s)], axis=1) for name, s in scores.items()}
+        each.append(Answers(labels, names, names, prob))
+    return each
+
+
+def test_a_lead_that_depends_on_the_training_is_not_sure(monkeypatch):
+    """S3: many patients agree that one training of three is far ahead; the next training may not be."""
+    steady, chance = (
+        seed_mean_difference(trained(s), "ours", "other") for s in ([1.4, 1.4, 1.4], [3.5, 0.9, 1.0])
+    )
+    assert steady["auc_difference_ci95"][0] > 0 and steady["auc_difference_p"] < 0.01
+    assert chance["auc_difference_ci95"][0] < 0 and chance["auc_difference_p"] > 0.05
+    assert chance["auc_difference_method"] == "bootstrap over seeds and patients"
+    monkeypatch.setattr(answers, "_seed_shares", lambda n_seeds: np.full((1, n_seeds), 1 / n_seeds))
+    assert seed_mean_difference(trained([3.5, 0.9, 1.0]), "ours", "other")["auc_difference_ci95"][0] > 0
+
+
+def test_the_spread_of_trainings_is_in_the_interval_in_full():
+    """S3: of few seeds, drawing as many as there are would leave a third of the variance out."""
+    each = trained([2.2, 1.8, 1.4, 1.0, 0.6], n_patients=4000)
+    found = seed_mean_difference(each, "ours", "other")
+    half = np.diff(found["auc_difference_ci95"])[0] / 2
+    expected = 1.96 * np.std(found["auc_difference_values"], ddof=1) / np.sqrt(5)
+    assert half == pytest.approx(expected, rel=0.15)
+
+
+def test_of_one_training_the_interval_says_so():
+    """S3: a single seed has no spread to draw from."""
+    found = seed_mean_difference(trained([1.4]), "ours", "other")
+    assert found["auc_difference_method"] == "bootstrap over patients, one training"
 
 
 # --- maps are not judged by the draws that made them ----------------------------------------------------------

@@ -31,8 +31,8 @@ def speed(found: Found) -> Iterable[str]:
         in_batches = run["paper_in_batches"]["speedup_of_default"]
         yield (
             f"{run['data']}, {run['size']} pixels: one image at a time, {run['speedup_vs_paper']:.0f} times fewer seconds "
-            f"and {run['speedup_vs_paper_cpu']:.0f} times less processor time than the paper's computation. If its evaluations "
-            f"cost as little as in network calls of 32 rows, ours would take {in_batches:.0f} times less processor time. "
+            f"and {run['speedup_vs_paper_cpu']:.0f} times less processor time than the paper's computation. If its "
+            f"evaluations cost as little as in network calls of 32 rows, ours would take {in_batches:.0f} times less of it. "
             f"In a batch of 64, one of our images takes {run['ms_per_image']:.0f} ms. Our estimator: "
             f"`{run['contestants']['default']['estimator']}`."
         )
