@@ -81,7 +81,7 @@ def test_a_lighter_penalty_must_be_surely_better():
     def chosen(*excess: float) -> int:
         noise = rng.normal(size=(len(excess), 200))
         noise -= noise.mean(axis=1, keepdims=True)
-        return _heaviest_that_may_be_best(common + np.array(excess)[:, None] + noise)
+        return _heaviest_that_may_be_best(common + np.array(excess)[:, None] + noise, np.arange(200))
 
     assert chosen(0.0, 0.01, 0.02) == 2  # the standard error of a difference is 0.1
     assert chosen(0.0, 0.01, 0.5) == 1

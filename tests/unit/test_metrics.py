@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from scorebayes import metrics
 from scorebayes.errors import ConfigError, NumericalError
-from scorebayes.metrics import intervals, weighted
+from scorebayes.metrics import areas, intervals, weighted
 
 
 def two_classes(n=300, shift=1.5, seed=0):
@@ -91,8 +91,33 @@ def test_delong_refuses_a_single_class_and_a_wrong_length():
 
 def test_perfect_separation_still_has_an_interval_below_one():
     labels = np.repeat([0, 1], 10)
-    assert metrics.auc_interval(labels, labels) == pytest.approx([0.025**0.1, 1.0])
-    assert metrics.auc_interval(labels, -labels) == pytest.approx([0.0, 1 - 0.025**0.1])
+    low, high = metrics.auc_interval(labels, labels)
+    assert high == 1 and low == pytest.approx(0.80021, abs=1e-5)
+    assert metrics.auc_interval(labels, -labels) == pytest.approx([0.0, 1 - low])
+
+
+def test_newcombes_interval_solves_his_equation():
+    """Method 5: at both limits, the distance to the area is 1.96 standard errors of an AUC of that size."""
+    for area, n_pos, n_neg in ((0.7, 30, 50), (0.95, 11, 40), (1.0, 22, 8)):
+        for limit in areas.newcombe(area, n_pos, n_neg):
+            if limit in (0, 1):
+                continue
+            evened = (n_pos + n_neg) / 2 - 1
+            variance = limit * (1 - limit) / (n_pos * n_neg)
+            variance *= 1 + evened * (1 - limit) / (2 - limit) + evened * limit / (1 + limit)
+            assert abs(area - limit) == pytest.approx(1.959964 * variance**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("cases", "truth"), [(11, 0.97), (30, 0.97), (30, 0.99), (60, 0.99)])
+def test_intervals_cover_an_auc_near_one(cases, truth):
+    """DeLong's own, cut at 1, cover it in 72 to 85 of 100 samples."""
+    from scipy.stats import norm
+
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], cases)
+    distance = norm.ppf(truth) * np.sqrt(2)
+    each = [metrics.auc_interval(labels, distance * labels + rng.normal(size=2 * cases)) for _ in range(500)]
+    low, high = np.array(each).T
+    assert np.mean((low <= truth) & (truth <= high)) >= 0.94
 
 
 # Point estimates against scikit-learn.

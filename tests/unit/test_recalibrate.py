@@ -1,4 +1,5 @@
-"""A run for another place: few numbers fitted anew on labelled images from there, all else as it was."""
+"""A run for another place: a few numbers and what is typical fitted anew on labelled images from there, all else as it
+was."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def test_the_order_of_images_and_all_but_few_numbers_stay(run, found):
     scale = new.calibration.weights["pixels"][-1] / run.calibration.weights["pixels"][-1]
     rest = there - scale * evidence
     assert scale > 0 and rest == pytest.approx(np.broadcast_to(rest[0], rest.shape), abs=1e-8)
-    assert new.decision.typicality.threshold == run.decision.typicality.threshold
+    assert new.decision.typicality.appearance.n == 60 != run.decision.typicality.appearance.n
     assert new.decision.pooling == run.decision.pooling
     # The classes of the place are its prior, under which the probabilities are right on the whole.
     shares = np.bincount(table.labels) / len(table)

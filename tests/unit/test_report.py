@@ -18,7 +18,7 @@ from scorebayes.plots import charts as figures
 from scorebayes.report import write_report
 from scorebayes.report.files import Run
 from scorebayes.report.page import _headline, _sure_words
-from scorebayes.report.parts import estimate, seconds
+from scorebayes.report.parts import estimate, percent, seconds
 from scorebayes.report.sections import SECTIONS
 
 KEYS = [
@@ -114,7 +114,7 @@ def test_the_first_screen_says_what_how_sure_and_compared_with_whom(complete):
     before = page.text[: page.text.index("Contents")]
     assert (
         "one “malignant” and one “benign”, the model gives the first the higher probability of being malignant "
-        f"{m['auc']:.0%} of the time." in before
+        f"{percent(m['auc'])} of the time." in before
     )
     assert f"{m['auc_ci95'][0]:.3f} and {m['auc_ci95'][1]:.3f}" in before
     for words in (

@@ -46,7 +46,8 @@ def open_run_dir(run_dir: Path, device: str) -> Run:
 
 def show_table(models: dict[str, dict[str, Any]]) -> None:
     """Metrics of models by title, in 80 columns. More intervals are in the files and the report."""
-    table = Table("", box=SIMPLE_HEAD, pad_edge=False)
+    told = "accuracy and balanced accuracy: of the most probable class, not at the threshold"
+    table = Table("", box=SIMPLE_HEAD, pad_edge=False, caption=told, caption_justify="left")
     for name in ("AUC", "95 % interval", "accuracy", "balanced", "log loss", "ECE"):
         table.add_column(name, no_wrap=True)
 

@@ -178,4 +178,7 @@ def recalibrate(
     run = open_run_dir(run_dir, device)
     found = fit(run, data, new_dir, read_prior(prior, run) if prior else None)
     show_table({"before": found.before, "recalibrated (cross-validated)": found.after})
+    if found.before["declined"] is not None:
+        shares = f"{found.before['declined']:.1%} before, {found.after['declined']:.1%} recalibrated"
+        typer.echo(f"of these images declined as atypical: {shares} (cross-validated)")
     say_next(f"written: {new_dir}", f"scorebayes predict {new_dir} FILES --out predictions.csv")

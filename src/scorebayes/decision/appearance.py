@@ -9,11 +9,13 @@ A Gaussian with a shrunk covariance is fitted to such statistics; the Mahalanobi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scorebayes.decision.folds import held_out
 from scorebayes.errors import ConfigError, DataError
 
 Array = NDArray[np.float64]
@@ -133,6 +135,11 @@ class Appearance:
             )
         return self._of(found)
 
+    def with_threshold_of(self, images: NDArray, share: float) -> Appearance:
+        """The same look, and the threshold beyond which about ``share`` of images like these, which it was not fitted on,
+        will be."""
+        return replace(self, threshold=conformal_threshold(self.distance(images), share), n=len(images))
+
     def _of(self, found: Array) -> Array:
         z = np.clip((found - self.mean) / self.scale, -_FAR, _FAR)
         return np.sqrt(np.einsum("nf,fg,ng->n", z, self.precision, z) / z.shape[1])
@@ -144,26 +151,32 @@ class Appearance:
         return Appearance(**{**stored, **arrays})
 
 
-def fit_appearance(images: NDArray, share: float, seed: int = 0) -> Appearance:
+def conformal_threshold(distances: Array, share: float) -> float:
+    """The distance that about ``share`` of further images will exceed, from those of images that were not fitted on [N]
+    (Vovk et al. 2005, Algorithmic Learning in a Random World, section 2.2)."""
+    rank = min(len(distances), int(np.ceil((len(distances) + 1) * (1 - share))))
+    return float(np.sort(distances)[rank - 1])
+
+
+def fit_appearance(images: NDArray, share: float, seed: int = 0, patients: Sequence = ()) -> Appearance:
     """Learn what images look like; about ``share`` of others like them will be beyond the threshold.
 
-    images [N, C, S, S] in [0, 1], of training and validation. The threshold is the conformal quantile of the distances of
-    images held out in turn, as in ``scorebayes.decision.typicality``. DataError where there are fewer than 20.
+    images [N, C, S, S] in [0, 1], of training and validation. patients [N]: by default each image is one. The threshold is
+    the conformal quantile of the distances of patients held out in turn. DataError where there are fewer than 20 images.
     """
     if len(images) < LEAST_IMAGES:
         raise DataError(
             f"there are only {len(images)} images, but at least {LEAST_IMAGES} are needed to fit their appearance.",
             "Give more data.",
         )
-    order = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
-    found = statistics(images[np.sort(order)])
-    n = len(found)
-    held_out = np.empty(n)
-    for part in np.array_split(np.random.default_rng(seed).permutation(n), FOLDS):
+    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES])
+    found, n = statistics(images[rows]), len(rows)
+    whose = [patients[row] for row in rows] if len(patients) else range(n)
+    distances = np.empty(n)
+    for part in held_out(whose, FOLDS, seed):
         others = np.setdiff1d(np.arange(n), part)
-        held_out[part] = _fit(found[others], np.inf)._of(found[part])
-    rank = min(n, int(np.ceil((n + 1) * (1 - share))))
-    return _fit(found, float(np.sort(held_out)[rank - 1]))
+        distances[part] = _fit(found[others], np.inf)._of(found[part])
+    return _fit(found, conformal_threshold(distances, share))
 
 
 def _fit(found: Array, threshold: float) -> Appearance:

@@ -14,8 +14,7 @@ firmly towards its share.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from scorebayes.decision.folds import Rows, labelled_folds
 from scorebayes.decision.table import OK, Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 
@@ -178,7 +177,7 @@ def fit_calibration(
     )
 
 
-_Parts = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+_Parts = list[tuple[Rows, Rows]]
 
 
 class _Images(NamedTuple):
@@ -194,17 +193,8 @@ class _Images(NamedTuple):
         return _Images(means, self.labels[index], self.log_prior, self.patients[index])
 
     def folds(self, most: int, seed: int) -> _Parts:
-        """Rows to fit on and rows held out, all images of a patient on one side (by image where there is one patient)."""
-        n_patients = len(np.unique(self.patients))
-        if n_patients in (1, len(self.patients)):
-            few = int(np.bincount(self.labels).min())
-            by_image = StratifiedKFold(min(most, few), shuffle=True, random_state=seed)
-            return list(by_image.split(self.labels, self.labels))
-        per_class = [len(np.unique(self.patients[self.labels == y])) for y in np.unique(self.labels)]
-        splitter = StratifiedGroupKFold(max(2, min(most, *per_class)), shuffle=True, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a class of one patient is in one fold only
-            return list(splitter.split(self.labels, self.labels, self.patients))
+        """Rows to fit on and rows held out, all images of a patient on one side."""
+        return labelled_folds(self.labels, self.patients, most, seed)
 
 
 class _Weighed(NamedTuple):
@@ -253,7 +243,7 @@ def _fit_alone(means: NDArray, images: _Images, parts: _Parts, several: bool) ->
     losses = np.stack(
         [_cross_fitted_losses(z, images.labels, images.log_prior, pull, parts) for pull in pulls]
     )
-    chosen = _heaviest_that_may_be_best(losses)
+    chosen = _heaviest_that_may_be_best(losses, images.patients)
     weights, bias = _fit(z, images.labels, images.log_prior, pulls[chosen])
     return _Alone(weights / spread, bias, penalties[chosen], losses[chosen])
 
@@ -261,7 +251,7 @@ def _fit_alone(means: NDArray, images: _Images, parts: _Parts, several: bool) ->
 def _shares_of_sources(losses: NDArray, patients: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
     """Shares [S] from the sources' cross-fitted losses [S, N]: the mean over the Bayesian bootstrap of the patients of the
     softmax of minus the summed losses."""
-    by_patient = np.stack([np.bincount(patients, of) for of in losses])
+    by_patient = _sums_by_patient(losses, patients)
     n = by_patient.shape[1]
     drawn = np.random.default_rng(seed).dirichlet(np.ones(n), _BOOTSTRAPS)
     return softmax(-n * drawn @ by_patient.T, axis=1).mean(axis=0)
@@ -299,15 +289,25 @@ def _shares(block: Block) -> NDArray[np.float64]:
     return np.bincount(np.unique(block.level, return_inverse=True)[1]) / len(block.level)
 
 
-def _heaviest_that_may_be_best(losses: NDArray) -> int:
+def _heaviest_that_may_be_best(losses: NDArray, patients: NDArray[np.int64]) -> int:
     """The last of the penalties whose loss exceeds the lowest by no more than one standard error of the difference.
 
-    losses: [P, N] of the same images, penalties rising. The one-standard-error rule (Breiman et al. 1984, Classification and
-    Regression Trees, 3.4.3), on paired differences: few images often prefer a light penalty by chance.
+    losses: [P, N] of the same images, penalties rising. patients: [N]; the standard error is that of their sums. The
+    one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, 3.4.3), on paired differences: few
+    images often prefer a light penalty by chance.
     """
     excess = losses - losses[losses.mean(axis=1).argmin()]
-    std_error = excess.std(axis=1, ddof=1) / np.sqrt(losses.shape[1])
-    return int(np.flatnonzero(excess.mean(axis=1) <= std_error)[-1])
+    mean = excess.mean(axis=1, keepdims=True)
+    of_patients = _sums_by_patient(excess - mean, patients)
+    n_patients = of_patients.shape[1]
+    std_error = np.sqrt(np.square(of_patients).sum(axis=1) * n_patients / max(1, n_patients - 1))
+    return int(np.flatnonzero(mean[:, 0] <= std_error / losses.shape[1])[-1])
+
+
+def _sums_by_patient(values: NDArray, patients: NDArray[np.int64]) -> NDArray[np.float64]:
+    """values [S, N] -> [S, P], patients in the order of their numbers."""
+    numbers = np.unique(patients, return_inverse=True)[1]
+    return np.stack([np.bincount(numbers, of) for of in values])
 
 
 def _spread(means: NDArray) -> NDArray:

@@ -15,14 +15,20 @@ are available, a second check looks at the pixels (see ``scorebayes.decision.app
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorebayes.decision.appearance import Appearance, fit_appearance
+from scorebayes.decision.appearance import (
+    LEAST_IMAGES,
+    Appearance,
+    conformal_threshold,
+    fit_appearance,
+)
+from scorebayes.decision.folds import held_out
 from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.errors import ConfigError, DataError
 
@@ -140,16 +146,22 @@ def features(block: Block) -> NDArray[np.float64]:
 
 
 def fit_typicality(
-    table: EvidenceTable, *, images: NDArray | None = None, share: float = SHARE_FLAGGED, seed: int = 0
+    table: EvidenceTable,
+    *,
+    images: NDArray | None = None,
+    patients: Sequence = (),
+    share: float = SHARE_FLAGGED,
+    seed: int = 0,
 ) -> Typicality:
     """Learn what is typical from validation images, whose labels are not used.
 
     Sources are judged if their values show how well the image itself fits; differences between classes do not show that.
-    ``images`` [M, C, S, S] in [0, 1], of training and validation: the appearance is judged as well.
+    ``images`` [M, C, S, S] in [0, 1], of training and validation: the appearance is judged as well. ``patients`` [M]: of
+    these images; by default each is one.
 
-    The threshold is the conformal quantile (Vovk et al. 2005, section 2.2) of distances measured on images held out in
-    turn. With fewer than 1 / ``share`` - 1 images it is the largest of them, and about 1 / (n + 1) of the images are
-    flagged. Raises DataError where fewer than four images have values.
+    The threshold is the conformal quantile of distances measured on patients held out in turn. With fewer than
+    1 / ``share`` - 1 images it is the largest of them, and about 1 / (n + 1) of the images are flagged. Raises DataError
+    where fewer than four images have values.
     """
     table = table.usable()
     if len(table) < 4:
@@ -161,19 +173,35 @@ def fit_typicality(
     if not judged and images is None:
         raise DataError("no source of evidence says how typical an image is.", "Give the images as well.")
     levels_share = share if images is None else share / 2
-    levels = {name: _fit_levels(block, levels_share / len(judged), seed) for name, block in judged.items()}
-    appearance = None if images is None else fit_appearance(images, SHARE_BY_APPEARANCE, seed)
+    levels = {
+        name: _fit_levels(block, table.patients, levels_share / len(judged), seed)
+        for name, block in judged.items()
+    }
+    appearance = None if images is None else fit_appearance(images, SHARE_BY_APPEARANCE, seed, patients)
     return Typicality(levels, appearance)
 
 
-def _fit_levels(block: Block, share: float, seed: int) -> LevelTypicality:
-    n = len(block.nfe)
-    held_out = np.empty(n)
-    order = np.random.default_rng(seed).permutation(n)
-    for part in np.array_split(order, min(FOLDS, n)):
-        held_out[part] = _fit(block.rows(np.setdiff1d(order, part)), np.inf).distance(block.rows(part))
-    rank = min(n, int(np.ceil((n + 1) * (1 - share))))
-    return _fit(block, float(np.sort(held_out)[rank - 1]))
+def typicality_of_place(
+    known: Typicality | None, table: EvidenceTable, images: NDArray, seed: int = 0
+) -> Typicality | None:
+    """What is typical of another place, from images there: ``images`` [N, C, S, S] in [0, 1], those of ``table``.
+
+    Where they are fewer than ``LEAST_IMAGES``, the look is the known one, and only its threshold is of the place.
+    """
+    if known is None:
+        return None
+    if len(images) >= LEAST_IMAGES:
+        return fit_typicality(table, images=images, patients=table.patients, seed=seed)
+    levels = fit_typicality(table, share=SHARE_FLAGGED / 2, seed=seed).levels if known.levels else {}
+    look = known.appearance
+    return Typicality(levels, look and look.with_threshold_of(images, SHARE_BY_APPEARANCE))
+
+
+def _fit_levels(block: Block, patients: Sequence, share: float, seed: int) -> LevelTypicality:
+    distances, everyone = np.empty(len(block.nfe)), np.arange(len(block.nfe))
+    for part in held_out(patients, FOLDS, seed):
+        distances[part] = _fit(block.rows(np.setdiff1d(everyone, part)), np.inf).distance(block.rows(part))
+    return _fit(block, conformal_threshold(distances, share))
 
 
 def _fit(block: Block, threshold: float) -> LevelTypicality:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scorebayes.metrics.areas import AucTest, delong_test
+from scorebayes.metrics.areas import AucTest, delong_test, difference_at_the_edge
 from scorebayes.metrics.intervals import clustered_bootstrap, patient_numbers, percentiles
 from scorebayes.metrics.weighted import Array, Metrics, auc, cases_by_score, positive_column
 
@@ -31,7 +31,8 @@ def compare(
     a, b = positive_column(prob, positive), positive_column(prob_other, positive)
     if truth.all() or not truth.any():
         return {"auc_difference": None, "auc_difference_reason": "only one class is present"}
-    if groups is None or int(patient_numbers(groups).max()) + 1 == len(truth):
+    clusters = np.arange(len(truth)) if groups is None else patient_numbers(groups)
+    if groups is None or int(clusters.max()) + 1 == len(truth):
         test, method = delong_test(truth, a, b), "DeLong"
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -48,6 +49,9 @@ def compare(
         tail = min((draws <= 0).sum(), (draws >= 0).sum()) + 1
         low, high = percentiles(draws) or (np.nan, np.nan)
         test = AucTest(difference, (low, high), float(min(1.0, 2 * tail / (len(draws) + 1))))
+        if low == high:
+            counts = len(np.unique(clusters[truth])), len(np.unique(clusters[~truth]))
+            test = difference_at_the_edge(truth, a, b, counts)
         method = "bootstrap over patients"
     return {
         "auc_difference": test.difference,

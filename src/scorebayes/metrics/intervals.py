@@ -62,9 +62,16 @@ def percentiles(replicates: Array, level: float = 0.95) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> list[float] | None:
-    """Wilson's interval of a proportion of independent cases; None for n = 0."""
+def wilson(successes: float, n: int, level: float = 0.95) -> list[float] | None:
+    """Wilson's interval of a proportion of independent cases; None for n = 0.
+
+    ``successes`` need not be whole: a share of n patients, of whom each counts as one case.
+    """
     if n == 0:
         return None
-    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    return [float(interval.low), float(interval.high)]
+    share, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
+    centre = share + z * z / (2 * n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = ((centre + side * half) / (1 + z * z / n) for side in (-1, 1))
+    # At 0 and 1 the bound is the value itself, whatever the rounding.
+    return [0.0 if successes == 0 else float(low), 1.0 if successes == n else float(high)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scorebayes.errors import NumericalError
-from scorebayes.metrics.areas import auc_interval
+from scorebayes.metrics.areas import auc_interval, newcombe
 from scorebayes.metrics.intervals import CHUNK, draw_weights, patient_numbers, percentiles, wilson
 from scorebayes.metrics.weighted import (
     LOWEST_PROB,
@@ -28,6 +29,7 @@ from scorebayes.metrics.weighted import (
 )
 
 SATURATED = 0.999  # a probability beyond it leaves no doubt
+_EDGE = 1e-12  # this near to 0 or 1 is there, but for rounding
 
 
 def classification_metrics(
@@ -44,8 +46,10 @@ def classification_metrics(
 
     ``<name>_ci95`` holds [low, high]: DeLong for the AUC and Wilson for proportions when the cases are
     independent; otherwise, and for all other metrics, the percentiles of a bootstrap that draws whole
-    patients. A metric without a value is None, and ``<name>_reason`` says why. ``ece_by_chance`` is the expected
-    ``ece`` of these very probabilities if they were right.
+    patients. Where these percentiles reach 0 or 1, resampling the few errors there are says too little: then Newcombe
+    for the AUC and Wilson for proportions, with each patient as one case. A metric without a value or an interval is
+    None, and ``<name>_reason`` or ``<name>_ci95_reason`` says why. ``ece_by_chance`` is the expected ``ece`` of these very
+    probabilities if they were right.
 
     With more than two classes ``auc`` and ``auprc`` are the mean of one class against the rest; sensitivity,
     specificity, predictive values, calibration slope and intercept are for ``positive`` against the rest.
@@ -80,18 +84,39 @@ def classification_metrics(
             continue
         # DeLong's method knows two classes only; the mean over more is bootstrapped.
         bootstrapped = clustered or name not in _CLOSED_FORM or (name == "auc" and sample.n_classes > 2)
-        interval = (
-            percentiles(replicates.get(name, np.zeros(0))) if bootstrapped else _CLOSED_FORM[name](sample)
-        )
+        if bootstrapped:
+            interval, why = _bootstrapped(sample, name, value, replicates.get(name, np.zeros(0)), clusters)
+        else:
+            interval, why = _CLOSED_FORM[name](sample), _FEW
         out[f"{name}_ci95"] = interval
         if interval is None:
-            out[f"{name}_ci95_reason"] = "too few cases of a class or prediction"
+            out[f"{name}_ci95_reason"] = why
     out["ece_by_chance"] = _ece_by_chance(sample, seed) if sample.n else None
     out["interval_method"] = (
         "bootstrap over patients" if clustered else "DeLong (AUC), Wilson (proportions), bootstrap over cases"
     )
     out["n_bootstrap"] = n_bootstrap
     return out
+
+
+def _bootstrapped(
+    sample: _Sample, name: str, value: float, replicates: Array, clusters: NDArray[np.int64] | None
+) -> tuple[list[float] | None, str]:
+    """The interval of a metric by its replicates and, where they reach the edge, by the numbers of patients, whichever is
+    wider; or None, with the reason."""
+    interval = percentiles(replicates)
+    if interval is None or (interval[0] > _EDGE and interval[1] < 1 - _EDGE):
+        return interval, _FEW
+    if name in _AT_THE_EDGE:
+        own = np.arange(sample.n) if clusters is None else clusters
+        low, high = _AT_THE_EDGE[name](sample, own, value) or interval
+        return [min(low, interval[0]), max(high, interval[1])], _FEW
+    if interval[0] == interval[1]:
+        return (
+            None,
+            "all replicates of the bootstrap are equal: they cannot show how far the value may be off",
+        )
+    return interval, _FEW
 
 
 def _why_infinite(name: str) -> str:
@@ -276,18 +301,73 @@ def _ece_by_chance(sample: _Sample, seed: int, n_simulations: int = 1000) -> flo
     return float(np.concatenate(found).mean())
 
 
-def _share(hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> list[float] | None:
+_FEW = "too few cases of a class or prediction"
+
+Proportion = Callable[["_Sample"], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+"""The hits [N], and the cases among which they count [N]."""
+
+_PROPORTIONS: dict[str, Proportion] = {
+    "accuracy": lambda s: (s.predicted == s.labels, np.ones(s.n, bool)),
+    "majority_accuracy": lambda s: (s.majority, np.ones(s.n, bool)),
+    "sensitivity": lambda s: (s.flagged, s.truth),
+    "specificity": lambda s: (~s.flagged, ~s.truth),
+    "ppv": lambda s: (s.truth, s.flagged),
+    "npv": lambda s: (~s.truth, ~s.flagged),
+    "saturated": lambda s: (s.saturated, np.ones(s.n, bool)),
+    "saturated_accuracy": lambda s: (s.named, s.saturated),
+}
+
+
+def _wilson_of_cases(proportion: Proportion, sample: _Sample) -> list[float] | None:
+    hits, among = proportion(sample)
     return wilson(int((hits & among).sum()), int(among.sum()))
+
+
+def _wilson_of_patients(
+    proportion: Proportion, sample: _Sample, clusters: NDArray[np.int64], value: float
+) -> list[float] | None:
+    n = _patients(proportion(sample)[1], clusters)
+    return wilson(value * n, n)
+
+
+def _patients(among: NDArray[np.bool_], clusters: NDArray[np.int64]) -> int:
+    return len(np.unique(clusters[among]))
+
+
+def _newcombe_of_patients(sample: _Sample, clusters: NDArray[np.int64], value: float) -> list[float]:
+    """Of two classes, or of the mean over more as if all were like the smallest."""
+    classes = [sample.positive] if sample.n_classes == 2 else range(sample.n_classes)
+    counts = [
+        (_patients(sample.labels == c, clusters), _patients(sample.labels != c, clusters)) for c in classes
+    ]
+    return newcombe(value, *min(counts, key=min))
+
+
+def _mean_recall(sample: _Sample, clusters: NDArray[np.int64], value: float) -> list[float]:
+    """Wilson's intervals of the recalls, their distances squared and added (MOVER, Zou & Donner 2008, Stat Med 27:1693)."""
+    below, above = [], []
+    classes = np.unique(sample.labels)
+    for c in classes:
+        of_class = sample.labels == c
+        recall = float((sample.predicted[of_class] == c).mean())
+        n = _patients(of_class, clusters)
+        low, high = wilson(recall * n, n) or (0.0, 1.0)
+        below.append(recall - low)
+        above.append(high - recall)
+    reach = [float(np.sqrt(np.square(of).sum()) / len(classes)) for of in (below, above)]
+    return [max(0.0, value - reach[0]), min(1.0, value + reach[1])]
 
 
 _CLOSED_FORM: dict[str, Callable[[_Sample], list[float] | None]] = {
     "auc": lambda s: auc_interval(s.truth, s.score),
-    "accuracy": lambda s: _share(s.predicted == s.labels, np.ones(s.n, bool)),
-    "majority_accuracy": lambda s: _share(s.majority, np.ones(s.n, bool)),
-    "sensitivity": lambda s: _share(s.flagged, s.truth),
-    "specificity": lambda s: _share(~s.flagged, ~s.truth),
-    "ppv": lambda s: _share(s.truth, s.flagged),
-    "npv": lambda s: _share(~s.truth, ~s.flagged),
-    "saturated": lambda s: _share(s.saturated, np.ones(s.n, bool)),
-    "saturated_accuracy": lambda s: _share(s.named, s.saturated),
+    **{name: partial(_wilson_of_cases, proportion) for name, proportion in _PROPORTIONS.items()},
 }
+"""The intervals for independent cases."""
+
+_AT_THE_EDGE: dict[str, Callable[[_Sample, NDArray[np.int64], float], list[float] | None]] = {
+    "auc": _newcombe_of_patients,
+    "balanced_accuracy": _mean_recall,
+    "sensitivity_at_90_specificity": partial(_wilson_of_patients, _PROPORTIONS["sensitivity"]),
+    **{name: partial(_wilson_of_patients, proportion) for name, proportion in _PROPORTIONS.items()},
+}
+"""The intervals where the bootstrap reaches the edge: (sample, clusters, value) -> [low, high]."""

@@ -20,7 +20,17 @@ from scorebayes.plots import charts as figures
 from scorebayes.plots.charts import Row
 from scorebayes.plots.svg import short
 from scorebayes.report.files import Run
-from scorebayes.report.parts import Panel, estimate, interval, p_value, seconds, share, threshold_words
+from scorebayes.report.parts import (
+    MOST_PROBABLE,
+    Panel,
+    estimate,
+    interval,
+    p_words,
+    percent,
+    seconds,
+    share,
+    threshold_words,
+)
 from scorebayes.report.sections import SECTIONS
 from scorebayes.report.sections.inputs import leak_words, model
 from scorebayes.report.sections.performance import METRICS
@@ -125,7 +135,7 @@ def _headline(run: Run) -> str:
         )
     return (
         f"Of two {images}, one “{run.positive_name}” and one “{run.negative_name}”, the model gives the first "
-        f"the higher probability of being {run.positive_name} {m['auc']:.0%} of the time."
+        f"the higher probability of being {run.positive_name} {percent(m['auc'])} of the time."
     )
 
 
@@ -140,22 +150,20 @@ def _cards(run: Run) -> list[tuple[str, str]]:
 def _decided_words(run: Run) -> str:
     m, n = run.metrics, int(run.metrics.get("n", 0))
     patients = f" of {m['n_patients']} patients" if m.get("n_patients") else ""
-    text = f"{n} images{patients}; {m.get('prevalence') or 0:.0%} are {run.positive_name}. "
+    text = f"{n} images{patients}; {percent(m.get('prevalence') or 0)} are {run.positive_name}. "
     at = run.at_threshold
     if at.get("accuracy") is not None:
-        text += f"{share(round(at['accuracy'] * n), n)} were classified correctly, {threshold_words(run)}"
+        by = threshold_words(run) if len(run.classes) == 2 else MOST_PROBABLE
+        text += f"{share(round(at['accuracy'] * n), n)} were classified correctly, {by}"
         if at.get("majority_accuracy") is not None:
-            text += f" (always naming the most frequent class: {at['majority_accuracy']:.1%})"
+            text += f" (always naming the most frequent class: {percent(at['majority_accuracy'])})"
         text += ". "
     if at.get("sensitivity") is not None and at.get("specificity") is not None:
         text += (
-            f"{at['sensitivity']:.0%} of the {run.positive_name} images were found (sensitivity), "
-            f"{at['specificity']:.0%} of the others were correctly ruled out (specificity)."
+            f"{percent(at['sensitivity'])} of the {run.positive_name} images were found (sensitivity), "
+            f"{percent(at['specificity'])} of the others were correctly ruled out (specificity)."
         )
     return text
-
-
-_RULES = {"youden": "Youden's index", "accuracy": "the number of correct answers"}
 
 
 def _sure_words(run: Run) -> str:
@@ -199,8 +207,8 @@ def _compared_words(run: Run) -> str:
     text = ""
     if m.get("majority_accuracy") is not None and m.get("accuracy") is not None:
         text += (
-            f"Always naming the most frequent class would be right {m['majority_accuracy']:.1%} of the time; "
-            f"the model is right {m['accuracy']:.1%} of the time. "
+            f"Always naming the most frequent class would be right {percent(m['majority_accuracy'])} of the time; "
+            f"{MOST_PROBABLE}, the model is right {percent(m['accuracy'])} of the time. "
         )
     baselines: Mapping[str, Any] = m.get("baselines") or {}
     for name, values in baselines.items():
@@ -211,7 +219,7 @@ def _compared_words(run: Run) -> str:
         if values.get("auc_difference") is not None and p is not None:
             word = "higher" if values["auc_difference"] > 0 else "lower"
             sure = "" if p < 0.05 else ", which may be chance"
-            text += f"; the model is {abs(values['auc_difference']):.3f} {word} (p = {p_value(p)}{sure})"
+            text += f"; the model is {abs(values['auc_difference']):.3f} {word} ({p_words(p)}{sure})"
         text += ". "
     return text + ("" if baselines else "No other model was trained for comparison.")
 
@@ -222,7 +230,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     tiles = []
     for name, key, digits in (
         ("AUC", "auc", 3),
-        ("Balanced accuracy", "balanced_accuracy", 3),
+        ("Balanced accuracy, most probable class", "balanced_accuracy", 3),
         ("Log loss", "log_loss", 3),
         ("Calibration error", "ece", 3),
     ):

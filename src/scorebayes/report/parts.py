@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from PIL import Image
 
 from scorebayes.report.files import Run
 
+MOST_PROBABLE = "naming the most probable class"
 _RULES = {"youden": "Youden's index", "accuracy": "the number of correct answers"}
 
 
@@ -83,9 +85,17 @@ def interval(values: Mapping[str, Any], name: str) -> tuple[float | None, float 
     return low, high
 
 
+def percent(value: float) -> str:
+    """A share with one decimal, rounded down; 0 and 100 are said only of what is none or all."""
+    tenths = math.floor(1000 * value + 1e-9)
+    if 0 < value < 1:
+        tenths = min(max(tenths, 1), 999)
+    return f"{tenths / 10:.1f}%"
+
+
 def share(part: int, whole: int) -> str:
     """``3 of 12 (25.0%)``."""
-    return f"{part} of {whole} ({part / whole:.1%})" if whole else f"{part} of {whole}"
+    return f"{part} of {whole} ({percent(part / whole)})" if whole else f"{part} of {whole}"
 
 
 def flat_texts(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -117,15 +127,20 @@ def threshold_words(run: Run) -> str:
     """How a case is decided."""
     threshold, rule = run.metrics.get("threshold"), str(run.metrics.get("threshold_rule") or "")
     if threshold is None:
-        return "naming the most probable class"
+        return MOST_PROBABLE
     rule = rule.removesuffix(" on the validation split")
     chosen = f", chosen on validation by {_RULES.get(rule, rule)}" if rule else ""
     return f"at the probability threshold {threshold:.3f}{chosen}"
 
 
 def p_value(p: float) -> str:
-    """A p-value, formatted."""
-    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+    """A p-value in the cell of a table."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def p_words(p: float) -> str:
+    """The same in a sentence: ``p = 0.012`` or ``p < 0.001``."""
+    return f"p = {p_value(p)}" if p >= 0.001 else f"p {p_value(p)}"
 
 
 def seconds(duration: float) -> str:

@@ -2,8 +2,9 @@
 
 Calibration and threshold hold for images like those they were fitted on. After a shift (``scorebayes.decision.shift``) the
 ranking of the images may still be good, and only a few numbers have to change: the weight of the evidence, the balance of
-the classes, the prior, and the threshold. They are fitted on labelled images from the new site. The network, the shares of
-the noise levels and of the wavelets, and the typicality judge do not change."""
+the classes, the prior, and the threshold. They are fitted on labelled images from the new site, and so is what is typical:
+images that are usual there must not be declined as unusual elsewhere. The network, and the shares of the noise levels and of
+the sources, do not change."""
 
 from __future__ import annotations
 
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from scorebayes.baselines.base import fit_temperature
 from scorebayes.decision.calibration import Calibration
+from scorebayes.decision.folds import labelled_folds
 from scorebayes.decision.posterior import bayes
-from scorebayes.decision.table import EvidenceTable
+from scorebayes.decision.table import OK, EvidenceTable
+from scorebayes.decision.typicality import Typicality, typicality_of_place
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.metrics import choose_threshold, classification_metrics
 from scorebayes.progress import progress_bar
@@ -40,7 +42,8 @@ LEFT_OUT = (
 @dataclass(frozen=True)
 class Recalibrated:
     """The new run; how the labelled images are judged by the old one (``before``) and, those of every fifth patient by a
-    recalibration on the others, by the new one (``after``)."""
+    recalibration on the others, by the new one (``after``): metrics, and the share ``declined`` as atypical (None where
+    typicality is not judged)."""
 
     run: Run
     before: dict[str, Any]
@@ -84,26 +87,42 @@ def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> 
             )
     with progress_bar("score", len(images)) as advance:
         table = score_images(run, images, run.likelihood, advance)
-    patients, table = patients[table.status == "ok"], table.usable()
+    pixels = run.pixels(images)[table.status == OK]
+    table = table.usable()
+    numbers = np.unique(table.patients, return_inverse=True)[1]
     labels, decision, positive = table.labels, run.decision, run.facts.info.positive
     if log_prior is None:
         log_prior = table.log_shares
     calibration = _fit(run, table)
     prob = bayes(table, log_prior, calibration).prob
-    after = np.empty_like(prob)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=run.config.seed)
-    for others, part in folds.split(labels, labels, patients):
+    after, declined = np.empty_like(prob), np.zeros((2, len(prob)))
+    seed, known = run.config.seed, decision.typicality
+    for others, part in labelled_folds(labels, numbers, FOLDS, seed):
         after[part] = bayes(table.rows(part), log_prior, _fit(run, table.rows(others))).prob
+        judge = typicality_of_place(known, table.rows(others), pixels[others], seed)
+        declined[:, part] = [_declined(one, table.rows(part), pixels[part]) for one in (known, judge)]
     threshold = choose_threshold(labels, prob, THRESHOLD_RULE, positive=positive)
-    new = replace(decision, calibration=calibration, threshold=threshold, log_prior=log_prior)
+    typicality = typicality_of_place(known, table, pixels, seed)
+    new = replace(
+        decision, calibration=calibration, threshold=threshold, log_prior=log_prior, typicality=typicality
+    )
     write_decision(begun, new, f"{len(labels)} images of {data}")
     reconfigured(begun, begun.config.changed("prior", kind="given", prob=np.exp(log_prior).tolist()))
     before = bayes(table, run.log_prior, decision.calibration).prob
     judged = [
-        classification_metrics(labels, p, positive=positive, groups=patients.tolist())
-        for p in (before, after)
+        {
+            **classification_metrics(labels, p, positive=positive, groups=table.patients),
+            "declined": None if known is None else float(of.mean()),
+        }
+        for p, of in zip((before, after), declined, strict=True)
     ]
     return Recalibrated(begun, *judged)
+
+
+def _declined(judge: Typicality | None, table: EvidenceTable, pixels: NDArray) -> NDArray[np.bool_]:
+    if judge is None:
+        return np.zeros(len(table), dtype=bool)
+    return ~judge.is_typical(judge.distance(table, pixels))
 
 
 def _fit(run: Run, table: EvidenceTable) -> Calibration:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,13 @@ def read_table(run: Run, split: str, estimator: str = "") -> EvidenceTable:
             f"{run.path}: only {len(table)} of {expected} images of the split {split!r} are scored.",
             f"Finish it with '{command}'.",
         )
-    return table
+    return table.with_labels(table.labels, _patients(run, table.keys))
+
+
+def _patients(run: Run, keys: Sequence[str]) -> list[str]:
+    """As the run knows them, also of tables that were stored without; the image's own id where no patient is named."""
+    named = run.split.set_index("image_id")["patient_id"].reindex(list(keys))
+    return named.where(named.notna(), named.index.to_series()).to_list()
 
 
 def _begun(run: Run, split: str, estimator: str, likelihood: Likelihood) -> Path:

@@ -44,10 +44,12 @@ class Classification:
             table.labels == positive,
             prior_log_odds(run.log_prior, positive),
         )
-        reference = reference_pixels(run)
+        reference, patients = reference_pixels(run)
         known = reference if len(reference) >= LEAST_IMAGES else None
         judged = known is not None or any(block.kind != "log-ratio" for block in table.blocks.values())
-        typicality = fit_typicality(table, images=known, seed=run.config.seed) if judged else None
+        typicality = (
+            fit_typicality(table, images=known, patients=patients, seed=run.config.seed) if judged else None
+        )
         return Decision(calibration, threshold, typicality, run.log_prior, pooling)
 
     def answers(
@@ -124,11 +126,12 @@ def known_of(run: Run, patients: NDArray) -> dict[str, Any]:
     }
 
 
-def reference_pixels(run: Run) -> NDArray[np.float32]:
-    """Training and validation images [M, C, S, S] in [0, 1] that appearance is learned from; drawn at random where there are
-    many."""
+def reference_pixels(run: Run) -> tuple[NDArray[np.float32], list[str]]:
+    """Training and validation images [M, C, S, S] in [0, 1] that appearance is learned from, drawn at random where there are
+    many, and their patients [M]."""
     parts = [run.images(split).drawn(MOST_IMAGES // 2, run.config.seed) for split in ("train", "val")]
-    return np.concatenate([run.pixels(images) for images in parts])
+    patients = [patient for images in parts for patient in images.patients]
+    return np.concatenate([run.pixels(images) for images in parts]), patients
 
 
 def _raw_posterior(table: EvidenceTable, decision: Decision, log_prior: NDArray) -> Posterior:

@@ -61,9 +61,12 @@ INTRODUCTION = """# Benchmarks
 Written by `scorebayes benchmark page --readme docs/results.md` from the files in `benchmarks/results/`.
 All choices were made on training and validation images. Each cell gives the mean over the seeds, ± the standard deviation
 over the seeds, and a 95 % interval in brackets (the mean of the seeds' intervals, by patient if a patient has several
-images). "ECE by chance" is the calibration error to expect by chance alone, if the probabilities were right. "Accuracy in
-hindsight" uses the threshold that is best for these same test images. Nobody may choose it that way in practice; the gap to
-the accuracy shows how much is lost by the threshold and not by the ranking of the images.
+images). The intervals of paired differences draw both the trainings (seeds) and the patients: they say how a model trained
+anew would do on new patients. "Accuracy" and "balanced accuracy" are of the most probable class, that is, at a threshold
+of one half where there are two classes. "ECE by chance" is the calibration error to expect by chance alone, if the
+probabilities were right. "Accuracy in hindsight" uses the threshold that is best for these same test images. Nobody may
+choose it that way in practice; the gap to the accuracy shows how much is lost by the threshold and not by the ranking of
+the images.
 
 Our models:
 
@@ -100,9 +103,8 @@ Every point is trained again for every seed. The seed also draws the training su
   training split, once for all points of a seed. The baselines cannot use such images. See
   [decision 0009](decisions/0009-a-label-free-start.md).
 
-Differences are our AUC minus that of the other model: the mean over the seeds, with the 95 % interval of the bootstrap over
-test patients. The interval does not include the chance of drawing the training subset; the standard deviation over the seeds
-shows it."""
+Differences are our AUC minus that of the other model: the mean over the seeds. Its 95 % interval includes the chance of the
+test patients and that of the seed, which draws the training subset, too."""
 
 FROM_SCRATCH_THERE = (
     "the encoder was pretrained on other images; only `logistic` and the wavelets alone do without it"
@@ -171,7 +173,7 @@ def _side_by_side(benchmarks: Mapping[str, dict[str, Any] | None]) -> Iterable[s
     if not tests:
         return
     yield "## At a glance"
-    yield "Test AUC ± standard deviation over the seeds, then accuracy after the slash:"
+    yield "Test AUC ± standard deviation over the seeds, then, after the slash, accuracy of the most probable class:"
     parts = [m for test in tests.values() for m in test if is_alone(m)]
     models = dict.fromkeys([OURS, *parts, *TITLES])
     titles = {m: title_of(m) for m in models if any(m in test for test in tests.values())}

@@ -13,6 +13,7 @@ from scorebayes.decision.posterior import mean_posterior
 from scorebayes.metrics import classification_metrics, clustered_bootstrap
 
 N_BOOTSTRAP = 2000
+BOTH, ONE_TRAINING = "bootstrap over seeds and patients", "bootstrap over patients, one training"
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,13 @@ def mean_answers(each: Sequence[Answers], model: str) -> Answers:
 
 
 def seed_mean_difference(each: Sequence[Answers], first: str, second: str) -> dict[str, Any]:
-    """AUC of one model minus that of another, mean over the seeds, with interval and p by the bootstrap over patients.
+    """AUC of one model minus that of another, mean over the seeds, with interval and p by a bootstrap that draws both: the
+    trainings (seeds) and the patients.
 
-    A patient is drawn for all seeds together: seeds with the same test split are no further patients. The mean of the
-    seeds' own intervals (DeLong) is wider, as it does not know that the seeds' chance averages out.
+    A patient is drawn for all seeds together: seeds with the same test split are no further patients (the pigeonhole
+    bootstrap, Owen 2007, Ann Appl Stat 1:386). One seed fewer than there are is drawn, with replacement, which leaves the
+    variance of a mean of so few unbiased (Rao & Wu 1988, J Am Stat Assoc 83:231). Of a single seed, only patients are drawn;
+    ``auc_difference_method`` says so.
     """
     differences = [_weighted_difference(answers, first, second) for answers in each]
     ends = np.cumsum([len(answers.labels) for answers in each])[:-1]
@@ -65,7 +69,8 @@ def seed_mean_difference(each: Sequence[Answers], first: str, second: str) -> di
     groups = [group for answers in each for group in answers.groups]
     values = by_seed(np.ones((1, len(groups))))[0]
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = clustered_bootstrap(lambda w: by_seed(w).mean(axis=1), groups, n_bootstrap=N_BOOTSTRAP)
+        of_seeds = clustered_bootstrap(by_seed, groups, n_bootstrap=N_BOOTSTRAP)
+    draws = (of_seeds * _seed_shares(len(each))).sum(axis=1)
     draws = draws[np.isfinite(draws)]  # a replicate without any case of a class has no AUC
     tail = min((draws <= 0).sum(), (draws >= 0).sum()) + 1  # the observed one counts too: no p of zero
     return {
@@ -73,7 +78,15 @@ def seed_mean_difference(each: Sequence[Answers], first: str, second: str) -> di
         "auc_difference_values": values.tolist(),
         "auc_difference_ci95": np.quantile(draws, [0.025, 0.975]).tolist(),
         "auc_difference_p": float(min(1.0, 2 * tail / (len(draws) + 1))),
+        "auc_difference_method": BOTH if len(each) > 1 else ONE_TRAINING,
     }
+
+
+def _seed_shares(n_seeds: int) -> NDArray[np.float64]:
+    """The share of every seed in each replicate, [R, S]: one seed fewer than there are, drawn with replacement."""
+    drawn = max(1, n_seeds - 1)
+    rng = np.random.default_rng(1)  # not the numbers that draw the patients
+    return rng.multinomial(drawn, np.full(n_seeds, 1 / n_seeds), N_BOOTSTRAP) / drawn
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Lesion share: on the phantom, whose lesion is known, how much of a map lies in it, against the share of its area. Deletion
 (Petsiuk et al. 2018, arXiv 1806.07421): the pixels that speak most for a class are replaced, strongest first; the sooner
 the probability of the class falls, the better the map knew. Every map is judged by either model, so that neither is judged
-by itself alone, and ours with other draws than those it was made of: a map would else be credited with their chance.
+by itself alone, and ours with the draws of another seed than those it was made of: a map would else be credited with their
+chance. Another key would not do, since all images of a run may share their noise.
 
 Saliencies: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) and integrated gradients (Sundararajan et al. 2017, arXiv
 1703.01365), both of the log-odds of the class.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -57,6 +59,7 @@ def measure_evidence(runs: Sequence[Run], images: int, *, steps: int | None = No
         "runs": {run.facts.info.name: _measure(run, images, steps) for run in runs},
         "network": NETWORK,
         "deleted": DELETED,
+        "judged_by": "draws of another seed than those that made the maps",
         "environment": environment(runs[0].device),
         "written": time.strftime("%Y-%m-%d"),
     }
@@ -152,8 +155,9 @@ def deletion_test(
     first: single pixels replaced by their surroundings change nothing.
     """
     mean = torch.from_numpy(_mean_image(run))
+    other = with_other_draws(run)
     judges: dict[str, Judge] = {
-        "scorebayes": lambda x, key: _posterior(run, x, key),
+        "scorebayes": lambda x, key: _posterior(other, x, key),
         NETWORK: lambda x, _: torch.softmax(_no_grad(baseline.logits, x).cpu().double(), 1).numpy(),
     }
     curves: dict[str, dict[str, dict[str, list[NDArray]]]] = {}
@@ -162,13 +166,9 @@ def deletion_test(
         fills = {"blurred": _blurred(x), "mean": mean}
         random = np.random.default_rng([run.config.seed, row]).random(x.shape[2:])
         for name, judge in judges.items():
-            # Other draws than those of the maps.
-            key = f"{record.image_id}/deletion"
+            key = record.image_id
             target = int(judge(x, key)[0].argmax())
-            maps = {
-                method: smooth(found)
-                for method, found in _maps(run, baseline, x, record.image_id, target).items()
-            }
+            maps = {method: smooth(found) for method, found in _maps(run, baseline, x, key, target).items()}
             for method, found in {**maps, RANDOM: random}.items():
                 for fill, replacement in fills.items():
                     curve = judge(delete(x, found, replacement), key)[:, target]
@@ -201,6 +201,12 @@ def _areas(curves: Mapping[str, Sequence[NDArray]], patients: Sequence[str]) -> 
         }
         for method, of in curves.items()
     }
+
+
+def with_other_draws(run: Run) -> Run:
+    """The run with every random number of its sources drawn anew; the same networks, calibration and images."""
+    config = replace(run.config, seed=run.config.seed + 1)
+    return Run(run.path, config, run.facts, run.device, run.format)
 
 
 def _posterior(run: Run, x: Tensor, key: str) -> NDArray[np.float64]:

@@ -101,7 +101,8 @@ def _judge(run: Run, val: ImageSet) -> tuple[Typicality, bool]:
     if stored is not None and stored.appearance is not None:
         return stored, True
     table = split_table(run, val, "val")
-    return fit_typicality(table, images=reference_pixels(run), seed=run.config.seed), False
+    images, patients = reference_pixels(run)
+    return fit_typicality(table, images=images, patients=patients, seed=run.config.seed), False
 
 
 class _Measures(NamedTuple):

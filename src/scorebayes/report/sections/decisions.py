@@ -19,7 +19,8 @@ from scorebayes.report.parts import (
     Table,
     estimate,
     not_evaluated,
-    p_value,
+    p_words,
+    percent,
     share,
 )
 
@@ -195,9 +196,9 @@ def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
     own = found["in_distribution"]
     words = [
         "Typicality checks whether an image is as easy for the network as the validation images, and whether it looks like "
-        f"the training images. It declines {own['flagged']:.1%} of the {own['n']} test images; the table shows its share "
-        "for foreign images. For comparison, a plain rule declines images of low likelihood, with the same intended share "
-        "of false alarms. An AUC below 0.5 means that the foreign images are more likely than the test images."
+        f"the training images. It declines {percent(own['flagged'])} of the {own['n']} test images; the table shows its "
+        "share for foreign images. For comparison, a plain rule declines images of low likelihood, with the same intended "
+        "share of false alarms. An AUC below 0.5 means that the foreign images are more likely than the test images."
     ]
     if not found["judged_by_prediction"]:
         words.append(
@@ -207,10 +208,10 @@ def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
     rows = [
         (
             short(name),
-            f"{row['flagged']:.0%} of {row['n']}",
-            f"{row['flagged_by_levels']:.0%}" if "flagged_by_levels" in row else "refused",
+            f"{percent(row['flagged'])} of {row['n']}",
+            percent(row["flagged_by_levels"]) if "flagged_by_levels" in row else "refused",
             f"{row['auc']:.3f}" if "auc" in row else "refused",
-            f"{row['flagged_by_likelihood']:.0%}",
+            percent(row["flagged_by_likelihood"]),
             f"{row['auc_by_likelihood']:.3f}" if "auc_by_likelihood" in row else "refused",
         )
         for name, row in found["kinds"].items()
@@ -251,11 +252,11 @@ def robustness(run: Run) -> Section:
                 short(row["model"]),
                 "none" if row["attack"] == "none" else f"{row['attack']}, {row['budget']}/255",
                 estimate(row, "accuracy", 2),
-                f"{row['declined']:.0%}" if "declined" in row else "–",
+                percent(row["declined"]) if "declined" in row else "–",
             )
             for row in attacks["results"]
         ]
-        header = ("Model", "Attack", "Accuracy", "Declined as atypical")
+        header = ("Model", "Attack", "Accuracy (most probable class)", "Declined as atypical")
         tables.append(Table(f"{attacks['images']} attacked test images", header, rows))
     else:
         words.append(f"Not done: attacks ('{run.command('benchmark adversarial')}').")
@@ -277,7 +278,7 @@ def _corruption_means(found: Mapping[str, Any]) -> Table:
         )
         for model, values in found["summary"].items()
     ]
-    header = ("Model", "AUC, clean", "AUC", "Accuracy", "Log loss", "Error, relative")
+    header = ("Model", "AUC, clean", "AUC", "Accuracy (most probable class)", "Log loss", "Error, relative")
     return Table("Means over all corruptions and severities", header, rows)
 
 
@@ -288,10 +289,10 @@ def _corruption_kinds(found: Mapping[str, Any]) -> Table:
     rows = []
     for row in found["conditions"]:
         if row["severity"] == worst:
-            declined = "not judged" if row["declined"] is None else f"{row['declined']:.0%}"
+            declined = "not judged" if row["declined"] is None else percent(row["declined"])
             leads = [
-                f"{estimate(row['against'][peer], 'auc_difference')}, p = "
-                f"{p_value(row['against'][peer]['auc_difference_p_holm'])}"
+                f"{estimate(row['against'][peer], 'auc_difference')}, "
+                f"{p_words(row['against'][peer]['auc_difference_p_holm'])}"
                 for peer in peers
             ]
             first = next(iter(row["models"].values()))

@@ -22,6 +22,7 @@ from scorebayes.report.parts import (
     interval,
     not_evaluated,
     p_value,
+    percent,
     share,
     texts,
     threshold_words,
@@ -30,7 +31,8 @@ from scorebayes.report.parts import (
 SMALLEST_SUBGROUP = 10  # images of each class below which a subgroup is not shown
 _AIM = 0.05  # half-width that a study is commonly planned for
 _PRECISE = (
-    ("auc", "AUC"), ("balanced_accuracy", "balanced accuracy"), ("sensitivity", "sensitivity at the threshold"),
+    ("auc", "AUC"), ("balanced_accuracy", "balanced accuracy (most probable class)"),
+    ("sensitivity", "sensitivity at the threshold"),
     ("specificity", "specificity at the threshold"), ("brier", "Brier score"), ("ece", "calibration error"),
 )  # fmt: skip
 METRICS = (
@@ -155,7 +157,8 @@ def threshold(run: Run) -> Section:
         "sensitivity": "sensitivity", "specificity": "specificity",
         "ppv": "positive predictive value", "npv": "negative predictive value",
     }  # fmt: skip
-    names |= {"accuracy": "accuracy", "majority_accuracy": "accuracy of the majority rule"}
+    named = "accuracy at this threshold" if n_classes == 2 else "accuracy (most probable class)"
+    names |= {"accuracy": named, "majority_accuracy": "accuracy of the majority rule"}
     levels = [("image", run.at_threshold)]
     levels += [(name, v["at_threshold"]) for name, v in _by_level(m)[1:] if "at_threshold" in v]
     rates = [[label, *(estimate(values, name) for _, values in levels)] for name, label in names.items()]
@@ -165,7 +168,7 @@ def threshold(run: Run) -> Section:
         fixed = "this rule was chosen on these same images, so the rates are too optimistic"
     words = [
         f"Decided by {threshold_words(run).removeprefix('at ')}; {fixed}. "
-        f"Predictive values hold for the prevalence of these images, {m.get('prevalence') or 0:.1%}."
+        f"Predictive values hold for the prevalence of these images, {percent(m.get('prevalence') or 0)}."
     ]
     tables = [
         Table("Confusion table", header, rows),
@@ -216,7 +219,8 @@ def comparison(run: Run) -> Section:
         "–",
     ]
     rows = [[short(name), *(estimate(values, key) for key in labels)] for name, values in models.items()]
-    tables = [Table("All models on the same images", ("Model", *labels.values()), [*rows, majority])]
+    caption = "All models on the same images; accuracies are of the most probable class"
+    tables = [Table(caption, ("Model", *labels.values()), [*rows, majority])]
     tested = {name: v for name, v in baselines.items() if v.get("auc_difference_p") is not None}
     adjusted = dict(zip(tested, metrics.holm([v["auc_difference_p"] for v in tested.values()]), strict=True))
     paired = [

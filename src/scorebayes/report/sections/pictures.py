@@ -13,6 +13,7 @@ from scorebayes.report.parts import (
     Gallery,
     Picture,
     Section,
+    percent,
     png_address,
 )
 
@@ -43,7 +44,7 @@ def examples(run: Run) -> Section:
         pictures = [
             Picture(
                 png_address(image),
-                f"{short(run.classes[cases.labels[row]])} {prob:.0%}",
+                f"{short(run.classes[cases.labels[row]])} {percent(prob)}",
                 short(cases.image_id[row], 26),
             )
             for prob, row, image in group
