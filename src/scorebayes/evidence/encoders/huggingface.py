@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor
 
@@ -275,7 +276,7 @@ def _loaded(name: str, folder: Path) -> tuple[Any, list[str]]:
                 folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype=torch.float32,
                 output_loading_info=True,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, safetensors.SafetensorError) as error:
         raise ConfigError(
             f"encoder {name!r}: transformers cannot load it ({_first_line(error)}).",
             "Check that the folder is complete, and that this version of transformers knows the model.",

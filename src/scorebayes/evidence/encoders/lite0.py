@@ -41,7 +41,7 @@ class Lite0(TorchEncoder):
 
     @property
     def cells(self) -> int:  # type: ignore[override]  # known without asking the network
-        return -(-self.side // 16)
+        return self.side // 16  # halved four times; a line that is left over is dropped
 
     @property
     def pooled_features(self) -> int:  # type: ignore[override]
