@@ -6,7 +6,8 @@ BreastMNIST at 224 pixels, the official training images: five folds (near-copies
 learned from the other four; then again with 10, 25 or 50 labels per class of the other four, whose further images enter the
 covariance without labels. Compared: mixtures of the pooled features of Lite0, after different ways of scaling them; the
 mixtures of the wavelet coefficients; both together; and logistic regression on the same pooled features, whose strength is
-chosen within the training part. Each is calibrated on the held-out images, cross-fitted. No validation or test image is read.
+chosen within the training part. Each is calibrated on the held-out images, cross-fitted. No validation or test image is
+read.
 Writes ``benchmarks/results/pooled.json``; docs/decisions/0023 says what follows.
 """
 
@@ -41,7 +42,10 @@ from scorebayes.storage.atomic import write_atomically
 
 RESULT = Path(__file__).parent / "results" / "pooled.json"
 TWINS = 2.5  # root-mean-square difference in grey levels at 28 pixels, below which pictures are copies of each other
-FOLDS, DRAWS = 5, {None: 2, 10: 3, 25: 2, 50: 2}  # labels per class (None: all), and how often folds and labels are drawn
+FOLDS, DRAWS = (
+    5,
+    {None: 2, 10: 3, 25: 2, 50: 2},
+)  # labels per class (None: all), and how often folds and labels are drawn
 COMPONENTS = (16, 64)
 STRENGTHS = np.geomspace(1e-5, 1, 11)
 Learn = Callable[[NDArray[np.int64], NDArray[np.int64]], Callable[[NDArray[np.int64]], NDArray]]
@@ -65,7 +69,10 @@ class Images:
 
     @staticmethod
     def _encoded(pixels: torch.Tensor) -> dict[str, NDArray]:
-        encoder, standard = open_encoder("lite0", 224, torch.device("cpu")), (pixels - pixels.mean()) / pixels.std()
+        encoder, standard = (
+            open_encoder("lite0", 224, torch.device("cpu")),
+            (pixels - pixels.mean()) / pixels.std(),
+        )
         with torch.no_grad():
             both = [encoder.pooled(torch.cat([some, some.flip(-1)])).chunk(2) for some in pixels.split(16)]
             wavelets = torch.cat([scattering(some) for some in standard.split(16)])
@@ -79,7 +86,9 @@ def mixtures_of(features: NDArray, groups: NDArray) -> Learn:
         known = labels >= 0
         parts = parts_by_patient(labels[known], groups[rows][known], 0)
         found = fit_mixtures(features[rows], labels, parts, 0)
-        return lambda asked: torch.stack([of(torch.from_numpy(features[asked])) for of in found]).mean(0).numpy()
+        return lambda asked: (
+            torch.stack([of(torch.from_numpy(features[asked])) for of in found]).mean(0).numpy()
+        )
 
     return learn
 
@@ -179,9 +188,10 @@ def measure(images: Images, ways: Sequence[str]) -> dict[str, Any]:
                 values[name] = held_out(images, learn, per_class, draw)
                 seconds[name] = time.perf_counter() - start
             found = {name: judged(images, {name: of}) for name, of in values.items()}
-            found |= {name: judged(images, {of: values[of] for of in pair}) for name, pair in together.items()}
+            found |= {
+                name: judged(images, {of: values[of] for of in pair}) for name, pair in together.items()
+            }
             rows.append({"per_class": per_class, "draw": draw, "seconds": seconds, "models": found})
-            print(per_class, draw, {name: (round(of["log_loss"], 4), round(of["auc"], 3)) for name, of in found.items()}, flush=True)  # noqa: T201
     return {"rows": rows, "summary": _summary(rows)}
 
 
@@ -190,7 +200,9 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         str(per_class or "all"): {
             name: {
-                key: float(np.mean([row["models"][name][key] for row in rows if row["per_class"] == per_class]))
+                key: float(
+                    np.mean([row["models"][name][key] for row in rows if row["per_class"] == per_class])
+                )
                 for key in ("log_loss", "auc")
             }
             for name in rows[0]["models"]
@@ -200,15 +212,25 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--cache", type=Path, default=Path("runs/benchmarks/pooled.npz"), help="Encoded images.")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/benchmarks/pooled.npz"), help="Encoded images."
+    )
     args = parser.parse_args()
     args.cache.parent.mkdir(parents=True, exist_ok=True)
     images = Images(args.data_root / "busi" / "breastmnist_224.npz", args.cache)
     content = measure(images, ("standard", *map(str, COMPONENTS)))
-    about = {"command": "python benchmarks/pooled.py", "encoder": "lite0", "environment": environment(torch.device("cpu"))}
-    write_atomically(RESULT, json.dumps({**about, **content, "written": time.strftime("%Y-%m-%d")}, indent=1) + "\n")
+    about = {
+        "command": "python benchmarks/pooled.py",
+        "encoder": "lite0",
+        "environment": environment(torch.device("cpu")),
+    }
+    write_atomically(
+        RESULT, json.dumps({**about, **content, "written": time.strftime("%Y-%m-%d")}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

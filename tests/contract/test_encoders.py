@@ -82,7 +82,9 @@ def test_grey_is_the_same_picture_in_all_channels(encoder, pixels):
     torch.testing.assert_close(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)))
 
 
-@pytest.mark.parametrize("name", ["hf-dinov2", "hf-registers", "hf-vit", "hf-clip", "onnx-tokens", "onnx-fixed"])
+@pytest.mark.parametrize(
+    "name", ["hf-dinov2", "hf-registers", "hf-vit", "hf-clip", "onnx-tokens", "onnx-fixed"]
+)
 def test_the_map_lies_as_the_image_does(name, folder):
     """Where two images differ, their cells do most: rows are rows, columns are columns, and no special token is among
     them."""

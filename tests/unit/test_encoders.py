@@ -1,4 +1,4 @@
-"""Encoders from folders and files: what they refuse in words, what they are recognised by, and runs that are built on them."""
+"""Encoders from folders and files: what they refuse in words, what they are known by, and runs that are built on them."""
 
 from __future__ import annotations
 
@@ -271,7 +271,10 @@ def test_a_run_on_a_relative_path_goes_the_whole_way_from_anywhere(kind, tmp_pat
     monkeypatch.chdir(tmp_path / "elsewhere")
     run = open_run(run.path, "cpu")
     encoder = run.sources["features"].encoder
-    assert encoder.name == f"{kind}:{weights}" and encoder.sha256 in (run.path / "features" / "about.json").read_text()
+    assert (
+        encoder.name == f"{kind}:{weights}"
+        and encoder.sha256 in (run.path / "features" / "about.json").read_text()
+    )
 
     pictures = write_pictures(tmp_path, 2)
     assert (predict_files(run, pictures, force=True)["status"] == "ok").all()
@@ -295,7 +298,7 @@ def test_a_run_on_a_relative_path_goes_the_whole_way_from_anywhere(kind, tmp_pat
         save_model("dinov2", tmp_path / "moved", seed=1)
     else:
         onnx_graph(tmp_path / "moved", "tokens", seed=1)
-    with pytest.raises(ConfigError, match="learned with other options .sha256"):
+    with pytest.raises(ConfigError, match=r"learned with other options .sha256"):
         _ = open_run(run.path, "cpu").sources
 
 

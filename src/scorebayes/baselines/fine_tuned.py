@@ -102,11 +102,16 @@ class _Tuned(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             return self.of_one_view(x)
-        parts = [(self.of_one_view(some) + self.of_one_view(some.flip(-1))) / 2 for some in x.split(IMAGES_AT_A_TIME)]
+        parts = [
+            (self.of_one_view(some) + self.of_one_view(some.flip(-1))) / 2
+            for some in x.split(IMAGES_AT_A_TIME)
+        ]
         return torch.cat(parts)
 
     def of_one_view(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)):
+        with torch.autocast(
+            x.device.type, enabled=x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
+        ):
             # On CPUs the depthwise convolutions of many encoders are ten times as slow in bf16.
             return self.head(self.net.pooled(in_pixels(x, self.scaling)).float())
 

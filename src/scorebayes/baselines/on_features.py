@@ -57,9 +57,7 @@ def encoder_of(run: Run, device: torch.device) -> Encoder:
     """That of the run's evidence, or the default one."""
     evidence = run.config.sections["evidence"]
     options = evidence.get("features") or evidence.get("pooled") or {}
-    return open_encoder(
-        options.get("encoder", DEFAULT_ENCODER), options.get("size", DEFAULT_SIDE), device
-    )
+    return open_encoder(options.get("encoder", DEFAULT_ENCODER), options.get("size", DEFAULT_SIDE), device)
 
 
 def said_of(encoder: Encoder) -> dict[str, str]:

@@ -39,7 +39,10 @@ def train(
         typer.Option(help="Run directory whose weights to start from, for example a label-free run."),
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help="Pretrained encoder for the features of the images: lite0, hf:NAME_OR_FOLDER, onnx:FILE or timm:NAME.")
+        str,
+        typer.Option(
+            help="Pretrained encoder for the features of the images: lite0, hf:NAME_OR_FOLDER, onnx:FILE or timm:NAME."
+        ),
     ] = "",
     from_scratch: Annotated[
         bool,
@@ -114,8 +117,8 @@ def baseline(
         str,
         typer.Argument(
             metavar="NAME",
-            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0, vit, logistic-on-features, fine-tuned "
-            "or fine-tuned-last-block.",
+            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0, vit, logistic-on-features, "
+            "fine-tuned or fine-tuned-last-block.",
         ),
     ],
     steps: Annotated[

@@ -105,7 +105,8 @@ class Features(Evidence):
             validate_every=validate_every, val_images=of_run.val_images,
         )  # fmt: skip
         self._learned_by = {
-            "encoder": encoder, "sha256": self.encoder.sha256, "fingerprint": self.encoder.fingerprint, "size": size, "components": components,
+            "encoder": encoder, "sha256": self.encoder.sha256, "fingerprint": self.encoder.fingerprint,
+            "size": size, "components": components,
             "steps": self.settings.steps, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema, "dropout": dropout,
             "channels": list(channels), "log_snr_mean": log_snr_mean, "log_snr_std": log_snr_std, "shift": shift,
         }  # fmt: skip
@@ -155,7 +156,8 @@ class Features(Evidence):
         changed = [
             f"{key}: {of} -> {self._learned_by[key]}"
             for key, of in before.items()
-            if of != self._learned_by[key] and key != "encoder"  # which is known by its weights, wherever they lie
+            if of != self._learned_by[key]
+            and key != "encoder"  # which is known by its weights, wherever they lie
         ]
         if changed:
             raise ConfigError(

@@ -62,7 +62,9 @@ class Pooled(Evidence):
     name = "pooled"
     title = "the encoder's pooled features"
 
-    def __init__(self, home: Home, encoder: EncoderName = DEFAULT_ENCODER, size: Count = DEFAULT_SIDE) -> None:
+    def __init__(
+        self, home: Home, encoder: EncoderName = DEFAULT_ENCODER, size: Count = DEFAULT_SIDE
+    ) -> None:
         self.home = home
         self.folder = home.path / "pooled"
         self.encoder = open_encoder(encoder, size, home.device)
@@ -110,7 +112,8 @@ class Pooled(Evidence):
         changed = [
             f"{key}: {of} -> {self._learned_by[key]}"
             for key, of in before.items()
-            if of != self._learned_by[key] and key != "encoder"  # which is known by its weights, wherever they lie
+            if of != self._learned_by[key]
+            and key != "encoder"  # which is known by its weights, wherever they lie
         ]
         if changed:
             raise ConfigError(
@@ -140,7 +143,13 @@ class Pooled(Evidence):
 
     def fingerprint(self, likelihood: Likelihood | None = None) -> str:
         numbers = hashlib.sha256(safetensors.torch.save(self.mixtures.arrays())).hexdigest()
-        content = [numbers, self.encoder.kind, self.encoder.fingerprint, self.encoder.side, *map(repr, self.home.scaling)]
+        content = [
+            numbers,
+            self.encoder.kind,
+            self.encoder.fingerprint,
+            self.encoder.side,
+            *map(repr, self.home.scaling),
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def log_lik(self, x: Tensor, keys: Sequence[str], likelihood: Likelihood | None = None) -> Block:

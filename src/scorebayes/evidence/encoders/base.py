@@ -169,8 +169,8 @@ def resized(pixels: Tensor, side: int) -> Tensor:
 
 
 def as_map(name: str, found: Tensor, special: int | None = None) -> Tensor:
-    """Maps [N, C, h, w] as they are, or tokens [N, T, C] as maps: the last square number of them are the patches, row by row;
-    class and register tokens come first and are left out. special: how many these are; None: as few as leave a square.
+    """Maps [N, C, h, w] as they are, or tokens [N, T, C] as maps: the last square number of them are the patches, row by
+    row; class and register tokens come first and are left out. special: how many these are; None: as few as leave a square.
 
     ConfigError for anything else.
     """

@@ -146,7 +146,8 @@ class _TransformersNet(EncoderNet):
             return self.net(pixel_values=self.rule(pixels, self.side), **self.options, **options)
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"encoder {self.name!r} does not take images of {self.side} x {self.side} pixels alone ({_first_line(error)}).",
+                f"encoder {self.name!r} does not take images of {self.side} x {self.side} pixels alone "
+                f"({_first_line(error)}).",
                 "Set size to the side it was trained with, or choose a vision model.",
             ) from error
 
@@ -188,7 +189,9 @@ def _folder(name: str, where: str) -> Path:
             found = Path(snapshot_download(where, allow_patterns=list(FILES), local_files_only=only_local))
             _require_files(name, found)
             return found
-        except Exception as error:  # of the network, the name, the licence's gate or the disk, by several libraries
+        except (
+            Exception
+        ) as error:  # of the network, the name, the licence's gate or the disk, by several libraries
             if not only_local:
                 if isinstance(error, ConfigError):
                     raise
@@ -246,7 +249,8 @@ def _rule(name: str, folder: Path, channels: int) -> Rule:
     odd = [key for key in ("rescale_offset", "include_top") if said.get(key)]
     if odd:
         raise ConfigError(
-            f"{path}: {odd[0]} is set, a way of normalising that is not known here.", "Choose another encoder."
+            f"{path}: {odd[0]} is set, a way of normalising that is not known here.",
+            "Choose another encoder.",
         )
     scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
     if not said.get("do_normalize", True):

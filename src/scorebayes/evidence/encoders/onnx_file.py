@@ -37,12 +37,12 @@ FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 
 
 class OnnxFile:
-    """"onnx:FILE", or "onnx:FILE#OUTPUT" for another output than the last one that is a map.
+    """An exported encoder: "onnx:FILE", or "onnx:FILE#OUTPUT" for another output than the last one that is a map.
 
-    One input [N, 3 or 1, H, W]; where the graph fixes H and W, images are resized to them. An output [N, C, h, h], or tokens
-    [N, T, C]. Pixels in [0, 1] are normalised with ImageNet's mean and standard deviation (grey: their mean), unless FILE
-    with the ending .json says otherwise: "mean" and "std", a number for each channel; "scale", by which pixels are multiplied
-    before, such as 255; "special_tokens", the number of class and register tokens, which come first; "licence" and
+    One input [N, 3 or 1, H, W]; where the graph fixes H and W, images are resized to them. An output [N, C, h, h], or
+    tokens [N, T, C]. Pixels in [0, 1] are normalised with ImageNet's mean and standard deviation (grey: their mean), unless FILE
+    with the ending .json says otherwise: "mean" and "std", a number for each channel; "scale", by which pixels are
+    multiplied before, such as 255; "special_tokens", the number of class and register tokens, which come first; "licence" and
     "pretrained_on", which are stated with the results. ``pooled`` is the mean over the map.
     """
 
@@ -123,7 +123,9 @@ class OnnxFile:
     def _rule(self) -> Rule:
         channels, about = self._channels, self.about
         mean, std = (
-            tuple(map(float, about[key] if about[key] is not None else of if channels == 3 else [sum(of) / 3]))
+            tuple(
+                map(float, about[key] if about[key] is not None else of if channels == 3 else [sum(of) / 3])
+            )
             for key, of in zip(("mean", "std"), IMAGENET, strict=True)
         )
         if len(mean) != channels or len(std) != channels:
@@ -166,7 +168,8 @@ class OnnxFile:
         if not sound:
             raise ConfigError(
                 f"encoder {self.name!r}: its inputs are {shapes}.",
-                "Expected one input of floats [N, 3 or 1, H, W], with N free or 1, and H = W where they are fixed: export it so.",
+                "Expected one input of floats [N, 3 or 1, H, W], with N free or 1, and H = W where they are fixed: export it "
+                "so.",
             )
         return first
 
@@ -186,7 +189,8 @@ class OnnxFile:
         if self.output:
             if self.output not in names:
                 raise ConfigError(
-                    f"encoder {self.name!r}: there is no output {self.output!r}.", f"There are: {', '.join(names)}."
+                    f"encoder {self.name!r}: there is no output {self.output!r}.",
+                    f"There are: {', '.join(names)}.",
                 )
             return self.output
         for rank in (4, 3):
@@ -247,11 +251,15 @@ def _files_of_weights(path: Path) -> set[Path]:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
     except Exception as error:  # protobuf's own
-        raise ConfigError(f"{path}: not an ONNX file ({_last_words(error)}).", "Export the encoder again.") from error
+        raise ConfigError(
+            f"{path}: not an ONNX file ({_last_words(error)}).", "Export the encoder again."
+        ) from error
     places = {ExternalDataInfo(of).location for of in graph.initializer if uses_external_data(of)}
     found = {path.parent / place for place in places}
     for lost in (of for of in found if not of.is_file()):
-        raise ConfigError(f"{lost}: missing; {path.name} keeps its weights there.", "Put it beside the ONNX file.")
+        raise ConfigError(
+            f"{lost}: missing; {path.name} keeps its weights there.", "Put it beside the ONNX file."
+        )
     return found
 
 

@@ -23,7 +23,7 @@ from scorebayes.evidence.encoders.base import (
 
 
 class Timm(TorchEncoder):
-    """"timm:NAME" with the pretrained weights that timm knows by this name, downloaded once.
+    """A model of timm: "timm:NAME", with the pretrained weights that timm knows by this name, downloaded once.
 
     A network with a fixed input sees images of the side it was trained with.
     """
