@@ -61,9 +61,11 @@ class FineTuned(Network):
         return cost.step_cost(net.eval().of_one_view, run.image_shape, _batch(run))
 
     def said(self, run: Run) -> dict[str, Any]:
-        evidence = sum(source.multiply_adds for source in run.configured.values())
+        """With the cost of our own training beside, where that is done."""
+        ours = sum(source.multiply_adds for source in run.sources.values())
         encoder = encoder_of(run, torch.device("cpu"))
-        return {"encoder": said_of(encoder), "batch": _batch(run), "multiply_adds_of_evidence": evidence}
+        cost_of_ours = {"multiply_adds_of_evidence": ours} if ours else {}
+        return {"encoder": said_of(encoder), "batch": _batch(run), **cost_of_ours}
 
     def _training(self, setting: Setting, run: Run, train: ImageSet, steps: int) -> _Training:
         config = run.config.changed("train", batch=_batch(run))

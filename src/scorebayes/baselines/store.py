@@ -51,8 +51,8 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     """The baseline of a run, trained and calibrated unless that is done already.
 
     ``steps``: of a network's final training; None: what costs as many multiply-adds as the training of the run's score,
-    but at least 100; a fine-tuned encoder has a number of its own. ``tuned``: a run with another seed whose baseline was fitted
-    with as many steps; its trials of the settings count here, too, unless the seeds drew other test splits.
+    but at least 100; a fine-tuned encoder has a number of its own. ``tuned``: a run with another seed whose baseline
+    was fitted with as many steps; its trials of the settings count here, too, unless the seeds drew other test splits.
 
     Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
     """

@@ -22,17 +22,25 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard dev
 
 
 class Encoder(Protocol):
-    """Images to maps of features.
-
-    name: as in the configuration. kind: its name in ``ENCODERS``. licence: of the weights. pretrained_on: in words. side: in
-    pixels, of the images that the network sees.
-    """
+    """Images to maps of features. name: as in the configuration. kind: its name in ``ENCODERS``."""
 
     name: str
     kind: str
-    licence: str
-    pretrained_on: str
-    side: int
+
+    @property
+    def licence(self) -> str:
+        """Of the weights."""
+        ...
+
+    @property
+    def pretrained_on(self) -> str:
+        """The data, in words."""
+        ...
+
+    @property
+    def side(self) -> int:
+        """In pixels, of the images that the network sees."""
+        ...
 
     @property
     def sha256(self) -> str:

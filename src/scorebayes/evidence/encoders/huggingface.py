@@ -89,12 +89,12 @@ class HuggingFace(TorchEncoder):
         return (repocard.metadata_load(path) or {}) if path.is_file() else {}
 
     @property
-    def licence(self) -> str:  # type: ignore[override]
+    def licence(self) -> str:
         named = self._card.get("license")
         return str(self._card.get("license_name") or named) if named else NOT_STATED
 
     @property
-    def pretrained_on(self) -> str:  # type: ignore[override]
+    def pretrained_on(self) -> str:
         named = self._card.get("datasets") or []
         return ", ".join([named] if isinstance(named, str) else map(str, named)) or UNNAMED_DATA
 
@@ -253,6 +253,8 @@ def _rule(name: str, folder: Path, channels: int) -> Rule:
             "Choose another encoder.",
         )
     scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     if not said.get("do_normalize", True):
         mean, std = (0.0,), (1.0,)
     elif said.get("image_mean") is None or said.get("image_std") is None:

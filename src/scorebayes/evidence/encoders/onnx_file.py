@@ -40,10 +40,10 @@ class OnnxFile:
     """An exported encoder: "onnx:FILE", or "onnx:FILE#OUTPUT" for another output than the last one that is a map.
 
     One input [N, 3 or 1, H, W]; where the graph fixes H and W, images are resized to them. An output [N, C, h, h], or
-    tokens [N, T, C]. Pixels in [0, 1] are normalised with ImageNet's mean and standard deviation (grey: their mean), unless FILE
-    with the ending .json says otherwise: "mean" and "std", a number for each channel; "scale", by which pixels are
-    multiplied before, such as 255; "special_tokens", the number of class and register tokens, which come first; "licence" and
-    "pretrained_on", which are stated with the results. ``pooled`` is the mean over the map.
+    tokens [N, T, C]. Pixels in [0, 1] are normalised with ImageNet's mean and standard deviation (grey: their mean),
+    unless FILE with the ending .json says otherwise: "mean" and "std", a number for each channel; "scale", by which pixels
+    are multiplied before, such as 255; "special_tokens", the number of class and register tokens, which come first;
+    "licence" and "pretrained_on", which are stated with the results. ``pooled`` is the mean over the map.
     """
 
     kind = "onnx"
@@ -168,8 +168,7 @@ class OnnxFile:
         if not sound:
             raise ConfigError(
                 f"encoder {self.name!r}: its inputs are {shapes}.",
-                "Expected one input of floats [N, 3 or 1, H, W], with N free or 1, and H = W where they are fixed: export it "
-                "so.",
+                "Expected one input of floats [N, 3 or 1, H, W], with N free or 1, and H = W where they are fixed.",
             )
         return first
 
