@@ -35,6 +35,7 @@ from scorebayes.decision.calibration import fit_calibration
 from scorebayes.decision.table import Block, EvidenceTable
 from scorebayes.evidence.encoders import open_encoder
 from scorebayes.evidence.mixtures import fit_mixtures, parts_by_patient
+from scorebayes.evidence.pooled import COMPONENTS, fit_pooled
 from scorebayes.evidence.scattering import scattering
 from scorebayes.evidence.wavelets import fit_wavelets
 from scorebayes.runs.device import environment
@@ -46,7 +47,6 @@ FOLDS, DRAWS = (
     5,
     {None: 2, 10: 3, 25: 2, 50: 2},
 )  # labels per class (None: all), and how often folds and labels are drawn
-COMPONENTS = (16, 64)
 STRENGTHS = np.geomspace(1e-5, 1, 11)
 Learn = Callable[[NDArray[np.int64], NDArray[np.int64]], Callable[[NDArray[np.int64]], NDArray]]
 """Rows to learn from and their labels (-1: unknown) -> rows -> log-likelihoods or logits [N, Y]."""
@@ -107,6 +107,16 @@ def scaled_mixtures(images: Images, scaling: str) -> Learn:
             kept = min(int(scaling), int((values > 1e-3 * values[0]).sum()))
             away = away @ axes[:kept].T / values[:kept] * np.sqrt(len(rows))
         return mixtures_of(away, images.groups)(rows, labels)
+
+    return learn
+
+
+def as_in_the_product(images: Images) -> Learn:
+    """The mean of the mixtures of 16 and of 64 whitened components."""
+
+    def learn(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> Callable[[NDArray], NDArray]:
+        found = fit_pooled(torch.from_numpy(images.pooled[rows]), labels, list(images.groups[rows]), 0)
+        return lambda asked: found(torch.from_numpy(images.pooled[asked])).numpy()
 
     return learn
 
@@ -177,7 +187,11 @@ def judged(images: Images, values: dict[str, NDArray]) -> dict[str, float]:
 
 def measure(images: Images, ways: Sequence[str]) -> dict[str, Any]:
     models: dict[str, Learn] = {f"pooled {way}": scaled_mixtures(images, way) for way in ways}
-    models |= {"wavelets": wavelet_mixtures(images), "logistic": regression(images)}
+    models |= {
+        "pooled": as_in_the_product(images),
+        "wavelets": wavelet_mixtures(images),
+        "logistic": regression(images),
+    }
     together = {f"wavelets + {name}": ("wavelets", name) for name in models if name != "wavelets"}
     rows = []
     for per_class, draws in DRAWS.items():

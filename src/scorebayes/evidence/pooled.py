@@ -1,8 +1,8 @@
 """The pooled features: Gaussian mixtures (``mixtures``) of one vector of features that an encoder gives for a whole image.
 
-What the source of the wavelets is to the pixels, this is to a pretrained encoder: learned in seconds once the images are
-encoded, without a network of its own, and exact. An image and its mirror image are one: their vectors are averaged. The
-principal components of the training images are whitened, and the log-likelihoods of mixtures with several numbers of clusters
+What the source of the wavelets is to the pixels, this is to a pretrained encoder: learned in seconds once the images
+are encoded, without a network of its own, and exact. An image and its mirror image are one: their vectors are averaged. The
+principal components of the training images are whitened, for two numbers of them, and the log-likelihoods of all mixtures
 are averaged (docs/decisions/0023).
 """
 
@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,10 @@ from scorebayes.progress import progress_bar
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.training.settings import Count
 
-COMPONENTS = 64  # at most
+COMPONENTS = (
+    16,
+    64,
+)  # few are better with few labels, many with many; their mean is never far from the better one
 LEAST_SPREAD = 1e-3  # of a component, as a share of the first
 IMAGES_AT_A_TIME = 16
 
@@ -188,24 +192,25 @@ class Pooled(Evidence):
 
 
 class PooledMixtures(NamedTuple):
-    """centre [F] and axes [F, K] of the features, whitened; mixtures of the components by the number of clusters of a
+    """centre [F] and axes [F, K] of the features, whitened; mixtures by the number of components, and of clusters of a
     class."""
 
     centre: Tensor
     axes: Tensor
-    mixtures: Mapping[int, Mixtures]
+    mixtures: Mapping[tuple[int, int], Mixtures]
 
     def __call__(self, features: Tensor) -> Tensor:
         """[N, F] -> log-likelihoods [N, Y] in nats, float64, less what is alike for all classes."""
         z = (features - self.centre) @ self.axes
-        found = torch.stack([of(z) for of in self.mixtures.values()]).mean(dim=0)
+        each = [of(z[:, :components]) for (components, _), of in self.mixtures.items()]
+        found = torch.stack(each).mean(dim=0)
         return found - found.mean(dim=1, keepdim=True)
 
     def arrays(self) -> dict[str, Tensor]:
         """All numbers by name."""
         named = {
-            f"{clusters}.{name}": array.contiguous()
-            for clusters, of in self.mixtures.items()
+            f"{components}.{clusters}.{name}": array.contiguous()
+            for (components, clusters), of in self.mixtures.items()
             for name, array in of._asdict().items()
         }
         return {**named, "centre": self.centre, "axes": self.axes.contiguous()}
@@ -214,8 +219,8 @@ class PooledMixtures(NamedTuple):
     def of(arrays: Mapping[str, Tensor]) -> PooledMixtures:
         """The inverse of ``arrays``."""
         mixtures = {
-            clusters: Mixtures(*(arrays[f"{clusters}.{name}"] for name in Mixtures._fields))
-            for clusters in CLUSTERS
+            key: Mixtures(*(arrays[f"{key[0]}.{key[1]}.{name}"] for name in Mixtures._fields))
+            for key in product(COMPONENTS, CLUSTERS)
         }
         return PooledMixtures(arrays["centre"], arrays["axes"], mixtures)
 
@@ -229,7 +234,11 @@ def fit_pooled(
     parts = parts_by_patient(labels[known], np.asarray(patients)[known], seed)
     centre = features.mean(dim=0)
     _, spreads, axes = torch.linalg.svd(features - centre, full_matrices=False)
-    kept = min(COMPONENTS, int((spreads > LEAST_SPREAD * spreads[0]).sum()))
+    kept = min(max(COMPONENTS), int((spreads > LEAST_SPREAD * spreads[0]).sum()))
     scaled = (axes[:kept] / spreads[:kept, None]).T * len(features) ** 0.5
-    found = fit_mixtures(((features - centre) @ scaled).numpy(), labels, parts, seed)
-    return PooledMixtures(centre, scaled, dict(zip(CLUSTERS, found, strict=True)))
+    z = ((features - centre) @ scaled).numpy()
+    mixtures: dict[tuple[int, int], Mixtures] = {}
+    for components in COMPONENTS:
+        found = fit_mixtures(z[:, :components], labels, parts, seed)
+        mixtures |= {(components, clusters): of for clusters, of in zip(CLUSTERS, found, strict=True)}
+    return PooledMixtures(centre, scaled, mixtures)
