@@ -93,7 +93,7 @@ def all_sources():
         "channels": [8, 16],
         "levels": 4,
     }
-    return {"sources": [*EVIDENCE], "features": little}
+    return {"sources": [*EVIDENCE], "features": little, "pooled": {"size": 64}}
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from scorebayes.runs.config import PriorConfig
 from scorebayes.runs.run import Run, open_run
 from scorebayes.stages.evaluate import evaluate
 
-NETWORKS = [name for name, kind in BASELINES.items() if isinstance(kind, Network)]
+NETWORKS = [name for name, kind in BASELINES.items() if isinstance(kind, Network) and not kind.pretrained]
 SIDE, STEPS = 16, 24
 
 

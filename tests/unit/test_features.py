@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from scorebayes.cli.main import app
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError
-from scorebayes.evidence import encoders
-from scorebayes.evidence.encoders import open_encoder
+from scorebayes.evidence.encoders import lite0, open_encoder
 from scorebayes.evidence.features import spread_over_pixels
 from scorebayes.runs import inputs
 from scorebayes.runs.run import open_run
@@ -43,11 +42,11 @@ def test_the_encoder_knows_its_weights_and_refuses_others(monkeypatch, tmp_path)
     maps = encoder(torch.rand(2, 1, 40, 40))
     assert maps.shape == (2, 112, encoder.cells, encoder.cells) == (2, 112, 4, 4)
     assert encoder.pooled(torch.rand(2, 3, 64, 64)).shape == (2, encoder.pooled_features)
-    monkeypatch.setattr(encoders.Lite0, "WEIGHTS", "0" * 64)
-    encoders._lite0.cache_clear()
+    monkeypatch.setattr(lite0.Lite0, "WEIGHTS", "0" * 64)
+    lite0._weights.cache_clear()
     with pytest.raises(ConfigError, match="SHA-256"):
-        encoder(torch.rand(1, 1, 64, 64))
-    encoders._lite0.cache_clear()
+        open_encoder("lite0", 64, CPU)(torch.rand(1, 1, 64, 64))
+    lite0._weights.cache_clear()
     for text, word in (("lite1", "unknown"), ("lite0:more", "takes nothing")):
         with pytest.raises(ConfigError, match=word):
             open_encoder(text, 64, CPU)

@@ -61,6 +61,11 @@ class Network(Kind):
     make: (side, channels, classes) -> network. feature_layer: see ``Kind``. rates: peak learning rates to try.
     """
 
+    @property
+    def least_trial_steps(self) -> int:
+        """Of a training that tries a setting."""
+        return LEAST_TRIAL_STEPS
+
     def __init__(
         self,
         title: str,
@@ -86,11 +91,8 @@ class Network(Kind):
 
         Finished trials are kept in ``folder``, and the final training goes on from its last validation.
         """
-        score_cost, own_cost = score_step_cost(run), self.step_cost(run)
-        budget_steps = score_steps(run)
-        budget = budget_steps * score_cost
-        steps = steps or equal_cost_steps(budget, own_cost, budget_steps)
-        trial_steps = min(steps, max(LEAST_TRIAL_STEPS, round(steps * TRIAL_SHARE)))
+        steps, own_cost = steps or self.steps_of_budget(run), self.step_cost(run)
+        trial_steps = min(steps, max(self.least_trial_steps, round(steps * TRIAL_SHARE)))
         trials = self._tune(run, train, val, folder / "trials.json", trial_steps)
         chosen = min(trials, key=lambda trial: trial["val_log_loss"])
         training = self._training(Setting(**chosen["setting"]), run, train, steps)
@@ -106,7 +108,7 @@ class Network(Kind):
             net.eval(),
             training.log_prior,
             {
-                "monai": importlib.metadata.version("monai"),
+                **self.said(run),
                 "settings_tried": trials,
                 "setting": chosen["setting"],
                 "steps": steps,
@@ -116,13 +118,23 @@ class Network(Kind):
                 "multiply_adds_per_step": own_cost,
                 "multiply_adds": own_cost * steps,
                 "multiply_adds_tuning": own_cost * trial_steps * len(trials),
-                "score": {
-                    "steps": budget_steps,
-                    "multiply_adds_per_step": score_cost,
-                    "multiply_adds": budget,
-                },
             },
         )
+
+    def steps_of_budget(self, run: Run) -> int:
+        """Of a training that costs as much as that of the run's score."""
+        budget_steps = score_steps(run)
+        return equal_cost_steps(budget_steps * score_step_cost(run), self.step_cost(run), budget_steps)
+
+    def said(self, run: Run) -> dict[str, Any]:
+        """What is recorded besides the training."""
+        budget_steps, score_cost = score_steps(run), score_step_cost(run)
+        score = {
+            "steps": budget_steps,
+            "multiply_adds_per_step": score_cost,
+            "multiply_adds": budget_steps * score_cost,
+        }
+        return {"monai": importlib.metadata.version("monai"), "score": score}
 
     def step_cost(self, run: Run) -> int:
         """Multiply-adds of one training step of the configured batch."""

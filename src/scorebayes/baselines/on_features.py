@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from scorebayes.baselines.base import Fitted, Kind
 from scorebayes.baselines.logistic import fit_regression
 from scorebayes.data.load import ImageSet
-from scorebayes.evidence.encoders import Encoder, of_both_views, open_encoder
+from scorebayes.evidence.encoders import (
+    DEFAULT_ENCODER,
+    DEFAULT_SIDE,
+    Encoder,
+    of_both_views,
+    open_encoder,
+)
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
 
@@ -33,9 +39,7 @@ class LogisticOnFeatures(Kind):
     pretrained = True
 
     def build(self, run: Run) -> nn.Module:
-        options = run.config.sections["evidence"].get("features", {})
-        encoder = open_encoder(options.get("encoder", "lite0"), options.get("size", 224), torch.device("cpu"))
-        return _OnFeatures(encoder, run.scaling[:2], len(run.facts.classes))
+        return _OnFeatures(encoder_of(run, torch.device("cpu")), run.scaling[:2], len(run.facts.classes))
 
     def fit(self, run: Run, train: ImageSet, val: ImageSet, folder: Path, steps: int | None) -> Fitted:
         start = time.monotonic()
@@ -45,9 +49,20 @@ class LogisticOnFeatures(Kind):
             (_pooled(net, run, train), train.labels), (_pooled(net, run, val), val.labels), STRENGTHS
         )
         net.load_state_dict(weights)
-        encoder = {key: getattr(net.encoder, key) for key in ("name", "sha256", "licence")}
-        record |= {"encoder": encoder, "seconds": time.monotonic() - start}
+        record |= {"encoder": said_of(net.encoder), "seconds": time.monotonic() - start}
         return Fitted(net, run.facts.log_shares, record)
+
+
+def encoder_of(run: Run, device: torch.device) -> Encoder:
+    """That of the run's evidence, or the default one."""
+    evidence = run.config.sections["evidence"]
+    options = evidence.get("features") or evidence.get("pooled") or {}
+    return open_encoder(options.get("encoder", DEFAULT_ENCODER), options.get("size", DEFAULT_SIDE), device)
+
+
+def said_of(encoder: Encoder) -> dict[str, str]:
+    """What is recorded of an encoder."""
+    return {key: getattr(encoder, key) for key in ("name", "sha256", "licence", "pretrained_on")}
 
 
 class _OnFeatures(nn.Module):

@@ -21,6 +21,7 @@ from scipy.special import softmax
 
 from scorebayes.baselines.architectures import densenet121, efficientnet_b0, resnet, vit
 from scorebayes.baselines.base import Baseline, Kind, Temperature, fit_temperature, raw_logits
+from scorebayes.baselines.fine_tuned import FineTuned
 from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network
@@ -41,6 +42,8 @@ BASELINES: dict[str, Kind] = {
     "efficientnet-b0": Network("EfficientNet-B0", efficientnet_b0, "_bn1"),
     "vit": Network("ViT", vit, "map", rates=(1e-4, 3e-4, 1e-3)),
     "logistic-on-features": LogisticOnFeatures(),
+    "fine-tuned": FineTuned("fine-tuned encoder", only_last_block=False),
+    "fine-tuned-last-block": FineTuned("fine-tuned encoder, last block only", only_last_block=True),
 }
 
 
@@ -48,8 +51,8 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     """The baseline of a run, trained and calibrated unless that is done already.
 
     ``steps``: of a network's final training; None: what costs as many multiply-adds as the training of the run's score,
-    but at least 100. ``tuned``: a run with another seed whose baseline was fitted with as many steps; its trials of the
-    settings count here, too, unless the seeds drew other test splits.
+    but at least 100; a fine-tuned encoder has a number of its own. ``tuned``: a run with another seed whose baseline
+    was fitted with as many steps; its trials of the settings count here, too, unless the seeds drew other test splits.
 
     Raises ConfigError for an unknown name, DataError where a class has fewer than two images.
     """

@@ -38,6 +38,8 @@ TITLES = {
     "hog-svm": "HOG + SVM",
     "logistic": "logistic regression on pixels",
     "logistic-on-features": "logistic regression on pretrained features",
+    "fine-tuned": "the encoder, fine-tuned",
+    "fine-tuned-last-block": "the encoder, its last block fine-tuned",
 }
 """The names of the models for readers."""
 

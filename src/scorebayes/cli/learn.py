@@ -49,7 +49,10 @@ def train(
         typer.Option(help="Run directory whose weights to start from, for example a label-free run."),
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help="Pretrained encoder for the features of the images, such as lite0.")
+        str,
+        typer.Option(
+            help="Pretrained encoder for the features of the images: lite0, hf:NAME_OR_FOLDER, onnx:FILE or timm:NAME."
+        ),
     ] = "",
     from_scratch: Annotated[
         bool,
@@ -127,13 +130,15 @@ def baseline(
         str,
         typer.Argument(
             metavar="NAME",
-            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0, vit or logistic-on-features.",
+            help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0, vit, logistic-on-features, "
+            "fine-tuned or fine-tuned-last-block.",
         ),
     ],
     steps: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Training steps of a network. Default: the same training budget as the run."
+            min=1,
+            help="Training steps of a network. Default: the same training budget as the run; fine-tuned: 240.",
         ),
     ] = None,
     device: Device = "auto",

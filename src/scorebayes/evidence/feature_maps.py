@@ -70,7 +70,7 @@ class FeatureMaps:
 
     def of_images(self, images: ImageSet, title: str) -> Tensor:
         """Maps of the encoder of prepared images, [N, 2, F, h, w] in half precision; kept in the run's cache by content."""
-        store = _Store(self.home, self.encoder.name, self.encoder.sha256, self.size)
+        store = _Store(self.home, self.encoder.kind, self.encoder.fingerprint, self.size)
         found = []
         with progress_bar(title, len(images)) as advance:
             for first in range(0, len(images), IMAGES_AT_A_TIME):

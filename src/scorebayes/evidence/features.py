@@ -29,7 +29,7 @@ from scorebayes.diffusion.nets.unet import UNet
 from scorebayes.diffusion.score import Denoiser, ScoreModel
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Evidence, Home, Map, PixelMaps, TrainingImages
-from scorebayes.evidence.encoders import open_encoder
+from scorebayes.evidence.encoders import DEFAULT_ENCODER, DEFAULT_SIDE, EncoderName, open_encoder
 from scorebayes.evidence.feature_maps import FeatureMaps, MapExamples
 from scorebayes.evidence.learned_score import (
     best_score,
@@ -54,7 +54,7 @@ class Features(Evidence):
 
     Parameters
     ----------
-    encoder: a name in ``ENCODERS``. size: side in pixels to which images are resized for it.
+    encoder: see ``evidence.encoders``. size: side in pixels to which images are resized for it.
     components: principal components kept, at most the channels of the map.
     steps: of the training; 0: those of [train]. batch, lr, warmup, ema, dropout, channels: of the training and of the
         network, a U-Net without patches.
@@ -72,8 +72,8 @@ class Features(Evidence):
     def __init__(
         self,
         home: Home,
-        encoder: str = "lite0",
-        size: Count = 224,
+        encoder: EncoderName = DEFAULT_ENCODER,
+        size: Count = DEFAULT_SIDE,
         components: Count = 48,
         steps: Annotated[int, Field(ge=0)] = 0,
         batch: Count = 64,
@@ -106,7 +106,8 @@ class Features(Evidence):
             validate_every=validate_every, val_images=of_run.val_images,
         )  # fmt: skip
         self._learned_by = {
-            "encoder": encoder, "sha256": self.encoder.sha256, "size": size, "components": components,
+            "encoder": encoder, "sha256": self.encoder.sha256, "fingerprint": self.encoder.fingerprint,
+            "size": size, "components": components,
             "steps": self.settings.steps, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema, "dropout": dropout,
             "channels": list(channels), "log_snr_mean": log_snr_mean, "log_snr_std": log_snr_std, "shift": shift,
         }  # fmt: skip
@@ -158,6 +159,7 @@ class Features(Evidence):
             f"{key}: {of} -> {self._learned_by[key]}"
             for key, of in before.items()
             if of != self._learned_by[key]
+            and key != "encoder"  # which is known by its weights, wherever they lie
         ]
         if changed:
             raise ConfigError(
@@ -196,7 +198,7 @@ class Features(Evidence):
     def fingerprint(self, likelihood: Likelihood | None = None) -> str:
         asked = self.estimator if likelihood is None or likelihood.kind == "class-score" else likelihood
         content = [
-            self.checkpoints.best()["sha256"], self.encoder.name, self.encoder.sha256, self.feature_maps.size,
+            self.checkpoints.best()["sha256"], self.encoder.kind, self.encoder.fingerprint, self.feature_maps.size,
             self.feature_maps.sha256,
             repr(asked), repr(self.home.build("noise")), *map(repr, self.home.scaling), self.home.seed,
         ]  # fmt: skip

@@ -142,12 +142,14 @@ class Run:
     @cached_property
     def pretrained(self) -> str:
         """Which weights, trained on other images, the run builds on; in words, empty where there are none."""
-        about = self._json("features/about.json")
-        if not about:
-            return ""
-        by = about["learned_by"]
-        origin = f"{about['licence']}, SHA-256 {by['sha256'][:16]}"
-        return f"encoder {by['encoder']}, pretrained on {about['pretrained_on']} ({origin})"
+        found = []
+        for name in ("features", "pooled"):
+            about = self._json(f"{name}/about.json")
+            if about:
+                by = about["learned_by"]
+                origin = f"{about['licence']}, SHA-256 {by['sha256'][:16]}"
+                found.append(f"encoder {by['encoder']}, pretrained on {about['pretrained_on']} ({origin})")
+        return "; ".join(dict.fromkeys(found))
 
     @cached_property
     def evidence(self) -> EvidenceTable | None:

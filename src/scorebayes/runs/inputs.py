@@ -53,7 +53,7 @@ def suggest(
         except DataError:
             continue
         asked = ON_FEATURES if sources is None and _features_suit(side) else sources
-        on_features = asked is not None and "features" in asked
+        on_features = asked is not None and bool({"features", "pooled"} & {*asked})
         return {
             "prepare": {
                 "size": min(side, FEATURES_SIZE if on_features else LARGEST_DEFAULT_SIZE),

@@ -90,7 +90,7 @@ BENCHMARKS = {
     "breastmnist-224": Benchmark(
         "medmnist:{root}/busi/breastmnist_224.npz",
         steps=750,
-        baselines=("logistic-on-features",),
+        baselines=("logistic-on-features", "fine-tuned", "fine-tuned-last-block"),
         layer=ON_FEATURES,
         more=None,
     ),
