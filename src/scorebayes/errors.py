@@ -1,6 +1,8 @@
-"""The errors that users see. Each says what came, what was expected and what to do."""
+"""What users see when something goes wrong: what came, what was expected and what to do, with the command to paste."""
 
 from __future__ import annotations
+
+import shlex
 
 
 class ScoreBayesError(Exception):
@@ -28,3 +30,23 @@ class ConfigError(ScoreBayesError):
 
 class NumericalError(ScoreBayesError):
     """A computation gave no usable number (NaN loss, failed solve)."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody stopped the program, and what was done is safe.
+
+    Parameters
+    ----------
+    number: of the signal (2 for Ctrl-C, 15 for a polite kill).
+    where: how far it came, such as "at step 900 of 3000".
+    """
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__()
+        self.number = number
+        self.where = where
+
+
+def command(*words: object) -> str:
+    """A command line of this program that can be pasted into a shell as it stands: ``command("report", run.path)``."""
+    return shlex.join(["scorebayes", *(str(word) for word in words)])

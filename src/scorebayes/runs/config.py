@@ -205,12 +205,8 @@ def resolve(
     Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming
     section and field, with the nearest known name where one is unknown.
     """
-    if preset is not None and preset not in PRESETS:
-        raise ConfigError(
-            f"unknown preset {preset!r}{_nearest(preset, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
-        )
     merged: dict[str, Any] = {"seed": 0}
-    for layer in (defaults or {}, PRESETS[preset] if preset else {}, *layers):
+    for layer in (defaults or {}, {} if preset is None else preset_layer(preset), *layers):
         for key, value in layer.items():
             if key not in ("seed", *_SECTIONS):
                 remedy = (
@@ -230,6 +226,15 @@ def resolve(
     if not isinstance(merged["seed"], int) or merged["seed"] < 0:
         raise ConfigError(f"seed must be a whole number >= 0, got {merged['seed']!r}.")
     return Config(merged["seed"], {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS})
+
+
+def preset_layer(name: str) -> Mapping[str, Any]:
+    """A preset as a layer for ``resolve``. ConfigError for an unknown one."""
+    if name not in PRESETS:
+        raise ConfigError(
+            f"unknown preset {name!r}{_nearest(name, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
+        )
+    return PRESETS[name]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

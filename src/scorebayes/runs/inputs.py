@@ -18,7 +18,7 @@ from scorebayes.data import open_source
 from scorebayes.data.base import Record, Source
 from scorebayes.data.load import ImageSet
 from scorebayes.data.split import leakage_audit, split_patients, subsample
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.runs.config import Config, resolve
 from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
@@ -195,7 +195,9 @@ def _require_writable(path: Path) -> None:
     if found - UNFINISHED:
         raise ConfigError(
             f"{path}: the directory is not empty.",
-            "Add --resume to resume the run in it, or choose a new directory.",
+            f"Resume the run in it with '{command('train', '--resume', path)}', or choose a new directory."
+            if "config.toml" in found
+            else "Choose a new directory.",
         )
 
 

@@ -22,6 +22,7 @@ from scorebayes.progress import progress_bar
 from scorebayes.runs.config import Config
 
 WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brings
+PATIENCE = 2.0  # seconds; what comes from the cache is not worth a word
 LEAST_SHARE = 0.5  # of the model's side: an image enlarged more than twofold shows too little to judge
 
 
@@ -104,7 +105,7 @@ class Reader:
         """Records of any data set that was opened with these options, prepared as those of the run, from its cache where
         they are there."""
         workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE else 0
-        with progress_bar("prepare", len(records)) as advance:
+        with progress_bar("prepare", len(records), patience=PATIENCE) as advance:
             return load(
                 source, records, self.config.prepare, cache=self.folder / "cache", options=repr(sorted(options.items())),
                 workers=workers, progress=lambda done, total: advance(done, ""),

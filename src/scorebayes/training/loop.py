@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, Stopped
 from scorebayes.progress import progress_bar
 from scorebayes.training.augment import augment
 from scorebayes.training.batches import draw_log_snr, draw_rows, step_seed
@@ -31,8 +31,8 @@ def fit(plan: Plan) -> None:
     """Train a score, or resume from its newest checkpoint.
 
     Writes checkpoints and ``train.jsonl``. The final weights are those with the lowest cross-fitted class log-loss on
-    the validation images. Raises NumericalError if the loss keeps being NaN or infinite, and KeyboardInterrupt, after
-    saving, on SIGTERM.
+    the validation images. Raises NumericalError if the loss keeps being NaN or infinite, and Stopped, after saving, on
+    SIGTERM.
     """
     settings = plan.settings
     if not settings.label_free:
@@ -43,7 +43,7 @@ def fit(plan: Plan) -> None:
     start = time.monotonic() - state.seconds
     with (
         _stop_on_sigterm() as stop,
-        progress_bar("train", settings.steps, state.step) as advance,
+        progress_bar("train", settings.steps, state.step, limit=_seconds_left(state, settings)) as advance,
     ):
         while not _finished(state, settings):
             loss = _step(plan, state)
@@ -64,7 +64,7 @@ def fit(plan: Plan) -> None:
                 save(plan, state, found.get("val_log_loss", 0.0))
             if stop:
                 save(plan, state, math.inf)
-                raise KeyboardInterrupt
+                raise Stopped(stop[0], f"at step {state.step} of {settings.steps}")
     if not settings.label_free:
         choose_finally(plan, state)
 
@@ -153,6 +153,11 @@ def _rate(state: State, settings: TrainConfig) -> float:
     if settings.minutes is not None:
         done = max(done, state.seconds / (60 * settings.minutes))
     return state.rate_factor * settings.lr * rate_share(state.step, settings.warmup, min(1.0, done))
+
+
+def _seconds_left(state: State, settings: TrainConfig) -> float | None:
+    """Until the limit on the training time, if there is one."""
+    return None if settings.minutes is None else 60 * settings.minutes - state.seconds
 
 
 def _finished(state: State, settings: TrainConfig) -> bool:
