@@ -194,7 +194,7 @@ def score_steps(run: Run) -> int:
         if not states:
             raise ConfigError(
                 f"{run.path}: the score is not trained yet, but the baseline needs its training budget.",
-                f"Run '{command('train', '--resume', run.path)}' first.",
+                f"Run `{command('train', '--resume', run.path)}` first.",
             )
         steps = max(entry["step"] for entry in states)
     start = run.start

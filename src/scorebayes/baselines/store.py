@@ -93,7 +93,7 @@ def open_baseline(run: Run, name: str) -> Baseline:
     if not (folder / "baseline.json").exists():
         raise ConfigError(
             f"{run.path}: the baseline {name!r} has not been trained.",
-            f"Run '{command('baseline', run.path, name)}'.",
+            f"Run `{command('baseline', run.path, name)}`.",
         )
     record = json.loads((folder / "baseline.json").read_text())
     path = folder / "weights.safetensors"

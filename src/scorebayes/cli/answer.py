@@ -220,8 +220,8 @@ def sample(
 
     run = open_run_dir(run_dir, device)
     grid, nearest = draw_samples(run, per_class, sampler, steps, guidance)
-    rows = [f"{name}: {distance:.2f}" for name, distance in nearest.items()]
-    words = f"samples: {grid}\nnearest training image of any sample, distance by class: {', '.join(rows)}"
+    each = ", ".join(f"{name} {distance:.2f}" for name, distance in nearest.items())
+    words = f"samples: {grid}\nsmallest distance to a training image: {each}"
     facts = {"run": run_dir, "written": grid, "per_class": per_class, "smallest_distance": nearest}
     return Told(facts, f"{words}\nnext: {command('report', run_dir)}")
 

@@ -69,7 +69,7 @@ def shift_warnings(run_dir: Path, metrics: Mapping[str, Any]) -> tuple[str, ...]
     remedy = command("recalibrate", run_dir, "--data", "KIND:PATH", "--out", "NEW")
     return tuple(
         f"images of class {name!r} look different from the training images (AUC {found['auc']:.2f}). Calibration and "
-        f"threshold may not hold on this split. '{remedy}' fits them on labelled images."
+        f"threshold may not hold on this split. `{remedy}` fits them on labelled images."
         for name, found in metrics["shift"].items()
         if found["noticed"]
     )

@@ -14,7 +14,7 @@ from scorebayes.errors import command
 
 def train(
     run_dir: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="With --resume: the run to go on with.")
+        Path | None, typer.Argument(metavar="RUN", help="With --resume: the run to go on with.")
     ] = None,
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Run directory to create.")] = None,
@@ -56,8 +56,9 @@ def train(
         typer.Option("--resume", help="Go on with RUN as its own config.toml says; no other option needed."),
     ] = False,
 ) -> Told:
-    """Learn the class-conditional score and calibrate it on the validation split. Stop it with Ctrl-C, and go on with
-    'scorebayes train --resume RUN'.
+    """Learn the class-conditional score and calibrate it on the validation split.
+
+    Stop it with Ctrl-C, and go on with: scorebayes train --resume RUN
 
     Example: scorebayes train --data medmnist:breastmnist.npz --out runs/breast --steps 3000
     """
@@ -96,7 +97,7 @@ def train(
 
         raise ConfigError(
             f"{path}: there is no run to go on with (config.toml is missing).",
-            f"Begin it with '{command('train', '--data', 'KIND:PATH', '--out', path)}'.",
+            f"Begin it with `{command('train', '--data', 'KIND:PATH', '--out', path)}`.",
         )
     return _trained(stages.summary(run), bool((run.split["split"] == "test").any()))
 

@@ -66,7 +66,6 @@ def doctor(
         "free_gb": shutil.disk_usage(".").free / 1e9,
     }
     rows = [
-        ("ScoreBayes", __version__),
         ("Python", found["python"]),
         *found["versions"].items(),
         ("system", f"{found['system']}, {found['processor']}, {found['cores']} cores"),

@@ -13,6 +13,9 @@ from scorebayes.cli.face import aligned
 from scorebayes.decision.decision import verdict
 from scorebayes.runs.run import Run
 
+YES_OR_NO = ("above_threshold", "decided", "typical")
+"""Columns that are truth values for machines, whatever the table for people calls them."""
+
 
 def rows_of(run: Run, frame: pd.DataFrame, log_prior: NDArray | None) -> dict[str, Any]:
     """The table of ``predict_files`` as facts: one dictionary a file, without what does not apply to it."""
@@ -23,8 +26,9 @@ def rows_of(run: Run, frame: pd.DataFrame, log_prior: NDArray | None) -> dict[st
         for row in frame.to_dict("records")
     ]
     for answer in answers:
+        answer |= {name: str(answer[name]) in ("yes", "True") for name in YES_OR_NO if name in answer}
         if answer["status"] == "ok":
-            answer["verdict"] = verdict(run.facts.classes, info.positive, is_yes(answer["above_threshold"]))
+            answer["verdict"] = verdict(run.facts.classes, info.positive, answer["above_threshold"])
     return {
         "run": run.path,
         "classes": run.facts.classes,
@@ -36,32 +40,26 @@ def rows_of(run: Run, frame: pd.DataFrame, log_prior: NDArray | None) -> dict[st
     }
 
 
-def is_yes(value: Any) -> bool:
-    """Of a column of a table: a truth value, or the word for it."""
-    return str(value) in ("yes", "True")
-
-
 def table_of(facts: dict[str, Any]) -> str:
     """One row a file, and what the verdicts go by."""
     positive, two = facts["positive"], len(facts["classes"]) == 2
     beside = sorted({name for answer in facts["answers"] for name in answer if _is_beside(name, positive)})
     partners = [name.removeprefix("prob_with_").removesuffix(f"_{positive}") for name in beside]
-    header = ("file", "class", f"probability of {positive}" if two else "probability", "verdict")
+    header = ("file", "most probable", f"probability of {positive}" if two else "probability", "verdict")
     rows: list[tuple[str, ...]] = [(*header, *(f"with {names}" for names in partners))]
     undecided = False
     for answer in facts["answers"]:
         if answer["status"] != "ok":
             rows.append((str(answer["file"]), "-", "-", str(answer["status"]), *("-" for _ in beside)))
             continue
-        decided = is_yes(answer["decided"])
-        undecided |= not decided
+        undecided |= not answer["decided"]
         shown = positive if two else answer["predicted"]
         rows.append(
             (
                 str(answer["file"]),
                 str(answer["predicted"]),
                 _probability(answer, shown, positive),
-                answer["verdict"] + ("" if decided else " (undecided)"),
+                answer["verdict"] + ("" if answer["decided"] else " (undecided)"),
                 *(number(answer[name]) for name in beside),
             )
         )

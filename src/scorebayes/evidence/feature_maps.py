@@ -66,7 +66,7 @@ class FeatureMaps:
         """mean [F] and axes [K, F] of the features. ConfigError where they are lost."""
         if not self.path.exists():
             finish = command("train", "--resume", self.home.path)
-            raise ConfigError(f"{self.path}: missing.", f"Finish the run with '{finish}'.")
+            raise ConfigError(f"{self.path}: missing.", f"Finish the run with `{finish}`.")
         return safetensors.torch.load_file(self.path)
 
     def of_images(self, images: ImageSet, title: str) -> Tensor:

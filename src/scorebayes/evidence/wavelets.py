@@ -173,7 +173,7 @@ class WaveletMixtures:
         except (safetensors.SafetensorError, KeyError) as error:
             raise ConfigError(
                 f"{path}: the file is damaged or from another version ({error}).",
-                f"Delete it and train it again with '{command('train', '--resume', path.parent)}'.",
+                f"Delete it and train it again with `{command('train', '--resume', path.parent)}`.",
             ) from error
         return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
 

@@ -117,7 +117,7 @@ def explain_cases(run: Run, split: str) -> Path:
     if not pictures.exists():
         raise DataError(
             f"{pictures}: no cases have been chosen yet.",
-            f"Run '{command('evaluate', run.path, '--split', split)}' first.",
+            f"Run `{command('evaluate', run.path, '--split', split)}` first.",
         )
     with np.load(pictures, allow_pickle=False) as stored:
         wanted = [str(name) for name in stored["image_id"]]
@@ -126,7 +126,7 @@ def explain_cases(run: Run, split: str) -> Path:
     if not set(wanted) <= set(row_of):
         raise DataError(
             f"{pictures}: the pictures belong to another split, not to {split!r}.",
-            f"Run '{command('evaluate', run.path, '--split', split)}' first.",
+            f"Run `{command('evaluate', run.path, '--split', split)}` first.",
         )
     x = run.standardise(images.images[[row_of[name] for name in wanted]])
     found, overlays = [], []

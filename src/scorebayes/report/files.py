@@ -89,7 +89,7 @@ class Run:
         if under and path.is_file() and sha256_of(path) != under:
             raise ConfigError(
                 f"{self.folder}: the calibration has changed since metrics-{self.split}.json was written.",
-                f"Run '{self.command('evaluate', '--split', self.split)}' again.",
+                f"Run `{self.command('evaluate', '--split', self.split)}` again.",
             )
         return found
 
@@ -256,7 +256,7 @@ class Cases:
         path = run.folder / f"predictions-{run.split}.csv"
         missing = [f"prob_{name}" for name in classes if f"prob_{name}" not in table]
         if missing:
-            raise DataError(f"{path}: no column {missing[0]!r}.", f"Run '{run.command('score')}' again.")
+            raise DataError(f"{path}: no column {missing[0]!r}.", f"Run `{run.command('score')}` again.")
         table = table[table["label"].isin(classes) & (table["status"] == "ok")]
         prob = _numbers(table, [f"prob_{name}" for name in classes])
         table, prob = table[np.isfinite(prob).all(1)], prob[np.isfinite(prob).all(1)]

@@ -89,8 +89,8 @@ def _summary(run: Run) -> Summary:
     if not m:
         headline = "This model has not been evaluated yet."
         todo = (
-            f"Run '{run.command('score', '--split', 'test')}', then "
-            f"'{run.command('evaluate', '--split', 'test')}'."
+            f"Run `{run.command('score', '--split', 'test')}`, then "
+            f"`{run.command('evaluate', '--split', 'test')}`."
         )
         return Summary(headline, [("What to do", todo)], [], None)
     return Summary(_headline(run), _cards(run), _tiles(run), _headline_figure(run))

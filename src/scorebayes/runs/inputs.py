@@ -103,7 +103,7 @@ def start_run(
     if not len(train):
         raise DataError(
             f"{source.info.title}: no usable image in the training split.",
-            "See the reasons: scorebayes data check.",
+            f"See the reasons: `{command('data', 'check', data)}`.",
         )
     mean, std = _statistics(train)
     if config.train.init:  # what the weights that training starts from expect
@@ -195,7 +195,7 @@ def _require_writable(path: Path) -> None:
     if found - UNFINISHED:
         raise ConfigError(
             f"{path}: the directory is not empty.",
-            f"Resume the run in it with '{command('train', '--resume', path)}', or choose a new directory."
+            f"Resume the run in it with `{command('train', '--resume', path)}`, or choose a new directory."
             if "config.toml" in found
             else "Choose a new directory.",
         )

@@ -17,7 +17,7 @@ from scorebayes.data import SOURCES, open_source
 from scorebayes.data.base import Record, Rejected, Source, SourceInfo
 from scorebayes.data.load import ImageSet, load
 from scorebayes.data.pixels.images import open_picture
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import Config
 
@@ -88,7 +88,7 @@ class Reader:
             reason = f" ({rejected[0].reason})" if rejected else ""
             raise DataError(
                 f"{data}: there is no usable labelled image{reason}.",
-                "See the reasons: scorebayes data check.",
+                f"See the reasons: `{command('data', 'check', data)}`.",
             )
         return images
 

@@ -141,7 +141,7 @@ class Run:
             elif name in fitted:
                 raise ConfigError(
                     f"{self.path}: the trained model of {source.title} is missing, but the calibration of the run needs it.",
-                    f"Restore it, or train it again with '{command('train', '--resume', self.path)}'.",
+                    f"Restore it, or train it again with `{command('train', '--resume', self.path)}`.",
                 )
         return found
 
@@ -185,7 +185,7 @@ class Run:
         if not path.exists():
             raise ConfigError(
                 f"{path}: the run is not calibrated.",
-                f"Finish it with '{command('train', '--resume', self.path)}'.",
+                f"Finish it with `{command('train', '--resume', self.path)}`.",
             )
         return Decision.from_dict(older.decision(json.loads(path.read_text()), self.path))
 

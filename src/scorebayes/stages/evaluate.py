@@ -37,7 +37,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     if (table.labels < 0).any():
         raise DataError(
             f"the split {split!r} has images without a label.",
-            f"Use '{command('predict', run.path, 'FILES')}' for these images.",
+            f"Use `{command('predict', run.path, 'FILES')}` for these images.",
         )
     info, task = run.facts.info, task_of(run)
     decision = calibrate(run, estimator) if estimator else run.decision.under(run.log_prior, info.positive)

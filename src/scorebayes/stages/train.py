@@ -62,7 +62,7 @@ def resume(path: Path, device: torch.device, given: Mapping[str, Mapping[str, An
         asked = {_who_asked(given, difference): None for difference in differences}
         raise ConfigError(
             f"{path}: the run was started with another configuration than {', '.join(asked)}: {'; '.join(differences)}.",
-            f"Resume it with '{command('train', '--resume', path)}', or use a new directory.",
+            f"Resume it with `{command('train', '--resume', path)}`, or use a new directory.",
         )
     mine = run.config.sections["likelihood"]
     if wanted.sections["likelihood"] != mine and "first" in mine:

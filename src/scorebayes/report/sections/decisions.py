@@ -184,7 +184,7 @@ def abstention(run: Run) -> Section:
     ]
     numbers = {"coverage": curve, "undecided": undecided, "decided_point": point, "foreign": run.ood}
     if not run.ood:
-        words.append(f"Not done: foreign images ('{_measure(run, 'ood')}').")
+        words.append(f"Not done: foreign images (`{_measure(run, 'ood')}`).")
         return Section("abstention", title, words, panels=[panel], numbers=numbers)
     more, table = _foreign(run.ood)
     return Section("abstention", title, words + more, [table], [panel], numbers=numbers)
@@ -240,7 +240,7 @@ def robustness(run: Run) -> Section:
         )
         panels.append(Panel(svg, f"AUC of {model} for every corruption, from mild to severe."))
     else:
-        words.append(f"Not done: corruptions ('{_measure(run, 'robustness')}').")
+        words.append(f"Not done: corruptions (`{_measure(run, 'robustness')}`).")
     if attacks:
         words.append(
             "An attacker may change every pixel by at most the budget, using gradients (PGD) or trial and error (Square). "
@@ -258,7 +258,7 @@ def robustness(run: Run) -> Section:
         header = ("Model", "Attack", "Accuracy", "Declined as atypical")
         tables.append(Table(f"{attacks['images']} attacked test images", header, rows))
     else:
-        words.append(f"Not done: attacks ('{_measure(run, 'adversarial')}').")
+        words.append(f"Not done: attacks (`{_measure(run, 'adversarial')}`).")
     numbers = {"corruptions": found, "attacks": attacks}
     return Section("robustness", title, words, tables, panels, numbers=numbers)
 

@@ -185,7 +185,7 @@ def threshold(run: Run) -> Section:
         )
         words.append(
             "The last table follows from sensitivity and specificity by Bayes' rule, if only the prevalence differs. "
-            f"To use such a prior for single images: '{run.command('predict', 'FILES', '--prior', '0.01')}'."
+            f"To use such a prior for single images: `{run.command('predict', 'FILES', '--prior', '0.01')}`."
         )
     numbers = {"confusion": counts, "threshold": m.get("threshold"), "by_prevalence": elsewhere}
     return Section("threshold", title, words, tables, numbers=numbers)
@@ -262,7 +262,7 @@ def calibration(run: Run) -> Section:
     words += _shift_words(run)
     if not columns["raw"]:
         words.append(
-            f"Not done: the metrics of the raw probabilities; '{run.command('evaluate', '--split', run.split)}' "
+            f"Not done: the metrics of the raw probabilities; `{run.command('evaluate', '--split', run.split)}` "
             "computes them."
         )
     curves = {"calibrated": metrics.reliability_curve(cases.truth, cases.score)}
@@ -305,7 +305,7 @@ def _shift_words(run: Run) -> list[str]:
         remedy = run.command("recalibrate", "--data", "KIND:PATH", "--out", "NEW")
         told += (
             " Calibration and threshold were fitted on images like the training images and may not hold here. "
-            f"'{remedy}' fits them on labelled images from this site."
+            f"`{remedy}` fits them on labelled images from this site."
         )
     return [told]
 
