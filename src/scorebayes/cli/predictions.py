@@ -46,7 +46,7 @@ def table_of(facts: dict[str, Any]) -> str:
     beside = sorted({name for answer in facts["answers"] for name in answer if _is_beside(name, positive)})
     partners = [name.removeprefix("prob_with_").removesuffix(f"_{positive}") for name in beside]
     header = ("file", "most probable", f"probability of {positive}" if two else "probability", "verdict")
-    rows: list[tuple[str, ...]] = [(*header, *(f"with {names}" for names in partners))]
+    rows: list[tuple[str, ...]] = [(*header, *(f"{positive}, with {names}" for names in partners))]
     undecided = False
     for answer in facts["answers"]:
         if answer["status"] != "ok":
