@@ -21,6 +21,7 @@ from scorebayes.stages.calibrate import calibrate
 from scorebayes.stages.score import read_table, score_split
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.tasks.classify import known_of
+from scorebayes.training.plan import require_classes
 
 AFTER_TRAINING = ("evidence", "likelihood", "prior")  # sections that the weights do not depend on
 
@@ -36,7 +37,11 @@ def train(
 ) -> Run:
     """From a data source to a trained and calibrated run directory (without labels: trained only, for others to start
     from)."""
-    run, images = begin(path, data, layers, preset, device, resume=resume)
+    with _nothing_left(path):
+        run, images = begin(path, data, layers, preset, device, resume=resume)
+        if not run.config.train.label_free:
+            for name, of in (("training", images.train), ("validation", images.val)):
+                require_classes(of.labelled().labels, run.facts.classes, name)
     return _finished(run, images)
 
 
@@ -154,14 +159,14 @@ def _images_of(run: Run) -> TrainingImages:
 
 @contextmanager
 def _nothing_left(path: Path) -> Iterator[None]:
-    """Where an error keeps a directory from becoming a run, what was made is removed; what was there before stays. A start
-    that somebody stopped keeps its prepared images."""
+    """Where an error keeps a directory from becoming a run, what was made is removed; what was there before stays, and so does
+    a run that was there. A start that somebody stopped keeps its prepared images."""
     before = set(path.iterdir()) if path.is_dir() else set()
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         yield
     except BaseException as error:
-        if path.is_dir() and isinstance(error, Exception) and not (path / "config.toml").exists():
+        if path.is_dir() and isinstance(error, Exception) and path / "config.toml" not in before:
             for entry in set(path.iterdir()) - before:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         for folder in made:

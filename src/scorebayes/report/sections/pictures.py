@@ -63,7 +63,7 @@ def examples(run: Run) -> Section:
         )
     else:
         command = run.command("explain", "--split", run.split)
-        words.append(f"Not done: evidence maps (which pixels drove the decision). To make them: {command}")
+        words.append(f"Not done: evidence maps (which pixels drove the decision). To make them: `{command}`")
     numbers = {
         "images": [
             {"image_id": name, "prob_true": prob, **(evidence[str(name)][1] if str(name) in evidence else {})}
