@@ -159,8 +159,8 @@ def _images_of(run: Run) -> TrainingImages:
 
 @contextmanager
 def _nothing_left(path: Path) -> Iterator[None]:
-    """Where an error keeps a directory from becoming a run, what was made is removed; what was there before stays, and so does
-    a run that was there. A start that somebody stopped keeps its prepared images."""
+    """Where an error keeps a directory from becoming a run, what was made is removed; what was there before stays, and so
+    does a run that was there. A start that somebody stopped keeps its prepared images."""
     before = set(path.iterdir()) if path.is_dir() else set()
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
