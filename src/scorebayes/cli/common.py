@@ -51,7 +51,9 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     for title, of in models.items():
         others = (number(of.get(name)) for name in names)
         rows.append((title, number(of.get("auc")), within(of.get("auc_ci95")), *others))
-    return aligned(rows)
+    return (
+        f"{aligned(rows)}\naccuracy and balanced accuracy: of the most probable class, not at the threshold"
+    )
 
 
 def metrics_words(metrics: Mapping[str, Any]) -> str:
