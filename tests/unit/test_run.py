@@ -99,12 +99,12 @@ def test_a_table_of_another_estimator_is_not_taken_for_this_one(run, tmp_path):
     evaluate(older, "test")
     # As many levels as before, elsewhere in noise: nothing in the table itself tells them apart.
     other = reconfigured(older, older.config.changed("likelihood", mean=older.likelihood.mean + 1))
-    with pytest.raises(ConfigError, match=r"another estimator .*scorebayes score .* --split test'"):
+    with pytest.raises(ConfigError, match=r"another estimator .*scorebayes score .* --split test`"):
         evaluate(other, "test")
     score_split(other, "val")
     calibrate(other)
     with pytest.raises(
-        ConfigError, match=r"calibration has changed .*scorebayes evaluate copy --split test'"
+        ConfigError, match=r"calibration has changed .*scorebayes evaluate \S+copy --split test`"
     ):
         write_report(copy)
     score_split(other, "test")
