@@ -1,6 +1,8 @@
-"""The errors that users see. Each says what came, what was expected and what to do."""
+"""What users see when something goes wrong: what came, what was expected and what to do, with the command to paste."""
 
 from __future__ import annotations
+
+import shlex
 
 
 class ScoreBayesError(Exception):
@@ -43,3 +45,8 @@ class Stopped(KeyboardInterrupt):
         super().__init__()
         self.number = number
         self.where = where
+
+
+def command(*words: object) -> str:
+    """A command line of this program that can be pasted into a shell as it stands: ``command("report", run.path)``."""
+    return shlex.join(["scorebayes", *(str(word) for word in words)])

@@ -45,7 +45,7 @@ def progress_bar(
     mentioned.
     """
     work = _Work(title, total, done, limit)
-    if not _shown.get():
+    if not _shown.get() or done >= total:
         yield work.advance
         return
     view: _View = _Bar(work) if sys.stderr.isatty() else _Lines(work)

@@ -157,6 +157,7 @@ def test_the_commands_run(run, tmp_path):
             str(tmp_path / "out.csv"),
             "--with",
             "resnet18,logistic",
+            "--force",
         ],
         ["explain", str(run.path), pictures[0], "--out", str(tmp_path / "explained")],
         ["sample", str(run.path), "--per-class", "1", "--steps", "2", "--guidance", "1"],

@@ -51,6 +51,8 @@ NO_TORCH = {
     "report",
     "storage/atomic.py",
     "storage/digest.py",
+    "storage/json_text.py",
+    "storage/log.py",
     "storage/spreadsheet.py",
 }
 LONG = 400  # lines of a file

@@ -245,7 +245,7 @@ def test_the_report_shows_the_evidence_of_its_cases(run):
     def section():
         return examples(Files(run.path))
 
-    assert f"scorebayes explain {run.path.name} --split test" in section().words[-1]
+    assert f"scorebayes explain {run.path} --split test" in section().words[-1]
     stored = np.load(explain_cases(run, "test"), allow_pickle=False)
     np.testing.assert_allclose(
         stored["total"].astype(float).sum((1, 2)) + stored["offset"], stored["log_odds"], atol=1e-4

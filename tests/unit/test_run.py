@@ -99,12 +99,12 @@ def test_a_table_of_another_estimator_is_not_taken_for_this_one(run, tmp_path):
     evaluate(older, "test")
     # As many levels as before, elsewhere in noise: nothing in the table itself tells them apart.
     other = reconfigured(older, older.config.changed("likelihood", mean=older.likelihood.mean + 1))
-    with pytest.raises(ConfigError, match=r"another estimator .*scorebayes score .* --split test'"):
+    with pytest.raises(ConfigError, match=r"another estimator .*scorebayes score .* --split test`"):
         evaluate(other, "test")
     score_split(other, "val")
     calibrate(other)
     with pytest.raises(
-        ConfigError, match=r"calibration has changed .*scorebayes evaluate copy --split test'"
+        ConfigError, match=r"calibration has changed .*scorebayes evaluate \S+copy --split test`"
     ):
         write_report(copy)
     score_split(other, "test")
@@ -228,12 +228,16 @@ def test_nothing_heavy_is_imported_for_help():
 def test_samples_come_with_their_nearest_training_images(run):
     from scorebayes.stages.sample import draw_samples
 
-    picture = draw_samples(run, per_class=2, steps=4)
+    picture, nearest = draw_samples(run, per_class=2, steps=4)
     assert picture.stat().st_size > 1000
     stored = np.load(run.path / "samples.npz")
     assert stored["images"].shape == (4, 1, 16, 16) == stored["nearest"].shape
     assert stored["images"].min() >= 0 and stored["images"].max() <= 1
     assert (stored["distance"] > 0).all()
+    assert nearest == {
+        name: pytest.approx(stored["distance"][stored["labels"] == y].min())
+        for y, name in enumerate(run.facts.classes)
+    }
 
 
 def test_the_network_stays_on_its_device_and_the_state_in_double_precision(run):

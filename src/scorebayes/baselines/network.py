@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from scorebayes.baselines.base import Fitted, Kind, fit_temperature, raw_logits
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.posterior import uniform_log_prior
-from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.errors import ConfigError, NumericalError, command
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
@@ -208,7 +208,7 @@ def score_steps(run: Run) -> int:
         if not states:
             raise ConfigError(
                 f"{run.path}: the score is not trained yet, but the baseline needs its training budget.",
-                "Run 'scorebayes train' first.",
+                f"Run `{command('train', '--resume', run.path)}` first.",
             )
         steps = max(entry["step"] for entry in states)
     start = run.start

@@ -26,7 +26,7 @@ from scorebayes.baselines.hog_svm import HogSvm
 from scorebayes.baselines.logistic import Logistic
 from scorebayes.baselines.network import Network
 from scorebayes.baselines.on_features import LogisticOnFeatures
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, command
 from scorebayes.runs.device import environment
 from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
@@ -96,7 +96,7 @@ def open_baseline(run: Run, name: str) -> Baseline:
     if not (folder / "baseline.json").exists():
         raise ConfigError(
             f"{run.path}: the baseline {name!r} has not been trained.",
-            f"Run 'scorebayes baseline {run.path} {name}'.",
+            f"Run `{command('baseline', run.path, name)}`.",
         )
     record = json.loads((folder / "baseline.json").read_text())
     path = folder / "weights.safetensors"

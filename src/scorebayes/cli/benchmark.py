@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from scorebayes.benchmark.names import BENCHMARKS, BEST, OURS, PRETRAINED, REFERENCE
+from scorebayes.cli.face import AGAIN, Told, face
 
 app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.", no_args_is_help=True)
 
@@ -19,7 +20,7 @@ FIGURES = Path("benchmarks/figures")
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
-def _over_seeds(name: str) -> Callable[..., None]:
+def _over_seeds(name: str) -> Callable[..., Told]:
     """The command that runs one accuracy benchmark."""
 
     def command(
@@ -50,7 +51,7 @@ def _over_seeds(name: str) -> Callable[..., None]:
         runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
         out: Annotated[Path, typer.Option(help="Folder for the JSON file and the posteriors.")] = RESULTS,
         figures: Annotated[Path, typer.Option(help="Folder for the cost figure.")] = FIGURES,
-    ) -> None:
+    ) -> Told:
         from scorebayes.benchmark.names import OURS
         from scorebayes.benchmark.shown.figures import draw_costs
         from scorebayes.benchmark.shown.markdown import difference
@@ -61,8 +62,8 @@ def _over_seeds(name: str) -> Callable[..., None]:
             found_run = run_one_seed(
                 name, data_root, runs, only_seed, baselines=names, quick=quick, keep_ours=keep_ours
             )
-            typer.echo(f"done: {found_run}. When all seeds are done, run again without --only-seed.")
-            return
+            words = f"done: {found_run}. When all seeds are done, run again without --only-seed."
+            return Told({"benchmark": name, "seed": only_seed, "run": found_run}, words)
         n_seeds = seeds or (1 if quick else 3)
         path = run_benchmark(
             name, data_root, runs, out, range(n_seeds),
@@ -71,14 +72,14 @@ def _over_seeds(name: str) -> Callable[..., None]:
         found = json.loads(path.read_text())
         figure = figures / f"{path.stem}-costs.svg"
         draw_costs(found, figure)
+        lines = []
         for model, values in found["models"].items():
             auc = values["test"]["auc"]
-            typer.echo(f"{model}: test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}")
-        for rival, lead in found["paired"][OURS].items():
-            typer.echo(f"minus {rival}: {difference(lead)[0]}")
+            lines.append(f"{model}: test AUC {auc['mean']:.3f}, seeds {[round(v, 3) for v in auc['values']]}")
+        lines += [f"minus {rival}: {difference(lead)[0]}" for rival, lead in found["paired"][OURS].items()]
         if quick:
-            typer.echo("Quick trial: everything works, but the numbers say nothing about the models.")
-        typer.echo(f"written: {path}, {figure}")
+            lines.append("Quick trial: everything works, but the numbers say nothing about the models.")
+        return _told([path, figure], found, lines)
 
     command.__doc__ = f"""Train, score and evaluate our model and the baselines on {name} over seeds; run again to resume.
 
@@ -88,10 +89,9 @@ def _over_seeds(name: str) -> Callable[..., None]:
 
 
 for _name in (*BENCHMARKS, *PRETRAINED):
-    app.command(_name)(_over_seeds(_name))
+    app.command(_name)(face(_over_seeds(_name), resume=AGAIN))
 
 
-@app.command()
 def speed(
     runs: Annotated[
         list[Path],
@@ -109,7 +109,7 @@ def speed(
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "speed.json",
     device: Device = "cpu",
-) -> None:
+) -> Told:
     """Compare seconds, evaluations and AUC of a run's estimator with the paper's computation; run again to resume.
 
     Example: scorebayes benchmark speed runs/breast
@@ -119,15 +119,14 @@ def speed(
 
     found = measure_speed([open_run(run, device) for run in runs], images or [300], literal_images or [24])
     _write(out, found)
-    typer.echo(
+    line = (
         f"{found['speedup_vs_paper']:.0f} times fewer seconds than the paper's computation, one image at a time; "
         f"{found['runs'][0]['paper_in_batches']['speedup_of_default']:.0f} times less processor time than it would take in "
-        "batches; "
-        f"AUC {found['auc']:.3f} against {found['auc_paper']:.3f}; written: {out}"
+        f"batches; AUC {found['auc']:.3f} against {found['auc_paper']:.3f}"
     )
+    return _told([out], found, [line])
 
 
-@app.command()
 def curves(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
     images: Annotated[int, typer.Option(min=2, help="Test images.")] = 300,
@@ -136,7 +135,7 @@ def curves(
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "curves.json",
     figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "auc-vs-evaluations.svg",
     device: Device = "cpu",
-) -> None:
+) -> Told:
     """Measure AUC against network evaluations for every estimator; run again to resume.
 
     Example: scorebayes benchmark curves runs/breast
@@ -147,10 +146,9 @@ def curves(
     found = measure_curves(open_run(run_dir, device), images, val_images, flow_images)
     _write(out, found)
     draw_curves(found, figure)
-    typer.echo(f"written: {out}, {figure}")
+    return _told([out, figure], found)
 
 
-@app.command()
 def evidence(
     runs: Annotated[
         list[Path],
@@ -163,7 +161,7 @@ def evidence(
     ] = None,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "evidence.json",
     device: Device = "cpu",
-) -> None:
+) -> Told:
     """Compare evidence maps with saliency maps of a ResNet-18: share in the known lesion, and deletion test.
 
     Example: scorebayes benchmark evidence runs/demo runs/breast
@@ -173,15 +171,15 @@ def evidence(
 
     found = measure_evidence([open_run(run, device) for run in runs], images, steps=steps)
     _write(out, found)
+    lines = []
     for name, measured in found["runs"].items():
         shares = (measured["lesion"] or {"methods": {}})["methods"]
         for method, of in shares.items():
             share = of["share_positive"]["mean"]
-            typer.echo(f"{name}: {share:.3f} of the evidence for the class lies in the lesion, by {method}")
-    typer.echo(f"written: {out}")
+            lines.append(f"{name}: {share:.3f} of the evidence for the class lies in the lesion, by {method}")
+    return _told([out], found, lines)
 
 
-@app.command("data-curves")
 def data_curves(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A benchmark: breastmnist, phantom, ...")],
     vary: Annotated[str, typer.Option(help="per-class, imbalance or label-noise.")],
@@ -206,7 +204,7 @@ def data_curves(
     runs: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/benchmarks"),
     out: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
     figures: Annotated[Path, typer.Option(help="Folder for the figure.")] = FIGURES,
-) -> None:
+) -> Told:
     """Measure AUC against the number, imbalance or wrong labels of the training images; run again to resume.
 
     Example: scorebayes benchmark data-curves breastmnist --vary per-class
@@ -217,17 +215,16 @@ def data_curves(
     names = tuple(part.strip() for part in models.split(","))
     study = Study(name, vary, chosen, tuple(range(seeds)), names, quick, reduce_val, scratch)
     path = measure_curve(study, data_root, runs, out, figures)
-    typer.echo(f"written: {path}, {figures / path.stem}.svg")
+    return _told([path, figures / f"{path.stem}.svg"], json.loads(path.read_text()))
 
 
-@app.command()
 def ood(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
     images: Annotated[int, typer.Option(min=2, help="Images of each foreign kind.")] = 50,
     data_root: Annotated[Path, typer.Option(help="Folder with other data sets.")] = Path("../shared/data"),
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "ood.json",
     device: Device = "cpu",
-) -> None:
+) -> Told:
     """Measure which foreign images are declined, by typicality and by likelihood; run again to resume.
 
     Example: scorebayes benchmark ood runs/breast
@@ -237,13 +234,13 @@ def ood(
 
     found = measure_ood(open_run(run_dir, device), images, data_root)
     _write(out, found)
-    typer.echo(
+    line = (
         f"foreign images declined: at least {found['worst_flagged']:.0%} of every kind; "
-        f"test images declined: {found['in_distribution']['flagged']:.1%}; written: {out}"
+        f"test images declined: {found['in_distribution']['flagged']:.1%}"
     )
+    return _told([out], found, [line])
 
 
-@app.command()
 def robustness(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN", help="A trained run; its baselines are measured too.")
@@ -253,7 +250,7 @@ def robustness(
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "robustness.json",
     figure: Annotated[Path, typer.Option(help="SVG file to draw.")] = FIGURES / "robustness.svg",
     device: Device = "cpu",
-) -> None:
+) -> Told:
     """Measure AUC, accuracy and log-loss of the run and its baselines under twelve corruptions; run again to resume.
 
     Example: scorebayes benchmark robustness runs/breast --severities 1,3,5
@@ -266,13 +263,10 @@ def robustness(
     _write(out, found)
     draw_robustness(found, figure)
     summary = found["summary"][OURS]
-    typer.echo(
-        f"mean AUC {summary['mean_auc']:.3f} under corruption, {summary['auc_lost']:.3f} less than on clean images; "
-        f"written: {out}, {figure}"
-    )
+    line = f"mean AUC {summary['mean_auc']:.3f} under corruption, {summary['auc_lost']:.3f} less than on clean images"
+    return _told([out, figure], found, [line])
 
 
-@app.command()
 def adversarial(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.")],
     images: Annotated[int, typer.Option(min=1, help="Test images.")] = 32,
@@ -286,7 +280,7 @@ def adversarial(
     ] = 1,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "adversarial.json",
     device: Device = "cpu",
-) -> None:
+) -> Told:
     """Measure the accuracy of the model and of a baseline under a gradient attack and a query attack.
 
     Example: scorebayes benchmark adversarial runs/breast --images 32
@@ -296,36 +290,37 @@ def adversarial(
 
     found = measure_adversarial(open_run(run_dir, device), images, peer, steps, queries, repeats)
     _write(out, found)
-    for row in found["results"]:
-        typer.echo(f"{row['model']}, {row['attack']} {row['budget']}/255: accuracy {row['accuracy']:.2f}")
-    typer.echo(f"written: {out}")
+    lines = [
+        f"{row['model']}, {row['attack']} {row['budget']}/255: accuracy {row['accuracy']:.2f}"
+        for row in found["results"]
+    ]
+    return _told([out], found, lines)
 
 
-@app.command()
 def page(
     results: Annotated[Path, typer.Option(help="Folder with the JSON files.")] = RESULTS,
     figures: Annotated[Path, typer.Option(help="Folder with the figures.")] = FIGURES,
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("docs/benchmarks.md"),
     readme: Annotated[Path | None, typer.Option(help="File whose quoted tables are updated.")] = None,
-) -> None:
+) -> Told:
     """Write all tables and figures to one Markdown page. Missing results are listed with their command.
 
     Example: scorebayes benchmark page --readme docs/results.md
     """
     from scorebayes.benchmark.shown.page import quote_glance, write_page
 
-    typer.echo(f"written: {write_page(results, figures, out)}")
+    written = [write_page(results, figures, out)]
     if readme:
-        typer.echo(f"updated: {quote_glance(out, readme)}")
+        written.append(quote_glance(out, readme))
+    return _told(written, {})
 
 
-@app.command()
 def compare(
     results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
     predictions: Annotated[
         Path, typer.Argument(metavar="CSV", help="image_id and prob_<positive class> of all test images.")
     ],
-) -> None:
+) -> Told:
     """Compare your own classifier with a benchmark's models on the same test images: AUC and paired differences.
 
     Example: scorebayes benchmark compare benchmarks/results/breastmnist.json mine.csv
@@ -334,12 +329,10 @@ def compare(
     from scorebayes.benchmark.stored.compare import compare_predictions
 
     found = compare_predictions(results, predictions)
-    typer.echo(f"test AUC {found['auc']:.3f}")
-    for model, lead in found["minus"].items():
-        typer.echo(f"minus {model}: {difference(lead)[0]}")
+    lines = [f"minus {model}: {difference(lead)[0]}" for model, lead in found["minus"].items()]
+    return Told(found, "\n".join([f"test AUC {found['auc']:.3f}", *lines]))
 
 
-@app.command()
 def site(
     results: Annotated[Path, typer.Argument(metavar="JSON", help="Results of a benchmark.")],
     models: Annotated[str, typer.Option(help="Models in the results, separated by commas.")] = ",".join(
@@ -351,7 +344,7 @@ def site(
     out: Annotated[
         Path | None, typer.Option(help="JSON file to write. [default: next to the results]")
     ] = None,
-) -> None:
+) -> Told:
     """Measure the gain from labelled images of the site: calibrate a benchmark's models on some test patients.
 
     Example: scorebayes benchmark site benchmarks/results/pneumoniamnist.json
@@ -362,10 +355,25 @@ def site(
     path = out or results.with_name(f"{results.stem}-site.json")
     found = measure_site(results, [part.strip() for part in models.split(",")], numbers)
     _write(path, found)
+    lines = []
     for model, by_number in found["models"].items():
         told = (f"{n}: {of['accuracy']['mean']:.3f} / {of['ece']['mean']:.3f}" for n, of in by_number.items())
-        typer.echo(f"{model}, accuracy / calibration error by patients: {', '.join(told)}")
-    typer.echo(f"written: {path}")
+        lines.append(f"{model}, accuracy / calibration error by patients: {', '.join(told)}")
+    return _told([path], found, lines)
+
+
+_COMMANDS: tuple[tuple[Callable[..., Told], str], ...] = (
+    (speed, AGAIN), (curves, AGAIN), (evidence, ""), (data_curves, AGAIN), (ood, AGAIN), (robustness, AGAIN),
+    (adversarial, ""), (page, ""), (compare, ""), (site, ""),
+)  # fmt: skip
+for _command, _resume in _COMMANDS:
+    app.command(_command.__name__.replace("_", "-"))(face(_command, resume=_resume))
+
+
+def _told(written: Sequence[Path], found: dict[str, Any], lines: Sequence[str] = ()) -> Told:
+    """What was measured, and where it lies."""
+    words = [*lines, f"written: {', '.join(map(str, written))}"]
+    return Told({"written": list(written), **found}, "\n".join(words))
 
 
 def _numbers(name: str, text: str, example: str) -> list[int]:

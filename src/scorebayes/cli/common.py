@@ -1,19 +1,17 @@
-"""What the commands share: their options, and how they print."""
+"""What the commands share: their options, and tables of figures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+
+from scorebayes.cli.face import aligned
 
 if TYPE_CHECKING:
     from scorebayes.runs.run import Run
-
-out = Console()
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory made by 'scorebayes train'.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -44,38 +42,44 @@ def open_run_dir(run_dir: Path, device: str) -> Run:
     return open_run(run_dir, device)
 
 
-def show_table(models: dict[str, dict[str, Any]]) -> None:
+def number(value: Any, digits: int = 3) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def within(bounds: Any) -> str:
+    """An interval, or a dash where there is none."""
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "-"
+
+
+def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     """Metrics of models by title, in 80 columns. More intervals are in the files and the report."""
-    told = "accuracy and balanced accuracy: of the most probable class, not at the threshold"
-    table = Table("", box=SIMPLE_HEAD, pad_edge=False, caption=told, caption_justify="left")
-    for name in ("AUC", "95 % interval", "accuracy", "balanced", "log loss", "ECE"):
-        table.add_column(name, no_wrap=True)
-
-    def cell(figures: dict[str, Any], name: str) -> str:
-        value = figures.get(name)
-        return "-" if value is None else f"{value:.3f}"
-
-    for title, figures in models.items():
-        bounds = figures.get("auc_ci95")
-        interval = f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "-"
-        others = (cell(figures, name) for name in ("accuracy", "balanced_accuracy", "log_loss", "ece"))
-        table.add_row(title, cell(figures, "auc"), interval, *others)
-    out.print(table)
+    names = ("accuracy", "balanced_accuracy", "log_loss", "ece")
+    rows: list[tuple[str, ...]] = [("", "AUC", "95 % interval", "accuracy", "balanced", "log loss", "ECE")]
+    for title, of in models.items():
+        others = (number(of.get(name)) for name in names)
+        rows.append((title, number(of.get("auc")), within(of.get("auc_ci95")), *others))
+    return (
+        f"{aligned(rows)}\naccuracy and balanced accuracy: of the most probable class, not at the threshold"
+    )
 
 
-def show_metrics(metrics: dict[str, Any]) -> None:
-    show_table({"ScoreBayes": metrics, **metrics["baselines"]})
+def metrics_words(metrics: Mapping[str, Any]) -> str:
+    """The metrics of a split, and what they cost."""
+    table = models_table({"ScoreBayes": metrics, **metrics["baselines"]})
     cost = f"{metrics['nfe_per_image']:.0f} network evaluations and {metrics['seconds_per_image']:.3f} s per image"
-    out.print(f"always naming the most frequent class: accuracy {metrics['majority_accuracy']:.3f}; {cost}")
-    for name, found in metrics["shift"].items():
-        if found["noticed"]:
-            typer.echo(
-                f"warning: images of class {name!r} look different from the training images (AUC {found['auc']:.2f}). "
-                "Calibration and threshold may not hold on this split. 'scorebayes recalibrate' fits them on labelled "
-                "images.",
-                err=True,
-            )
+    majority = number(metrics.get("majority_accuracy"))
+    return f"{table}\nalways naming the most frequent class: accuracy {majority}; {cost}"
 
 
-def say_next(done: str, command: str) -> None:
-    out.print(f"{done}\nnext: {command}", soft_wrap=True, highlight=False)
+def shift_warnings(run_dir: Path, metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the images of a split look different from the training images."""
+    from scorebayes.errors import command
+
+    remedy = command("recalibrate", run_dir, "--data", "KIND:PATH", "--out", "NEW")
+    return tuple(
+        f"images of class {name!r} look different from the training images (AUC {found['auc']:.2f}). Calibration and "
+        f"threshold may not hold on this split. `{remedy}` fits them on labelled images."
+        for name, found in metrics["shift"].items()
+        if found["noticed"]
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from scorebayes.cli.common import DataOptions
+from scorebayes.cli.face import DONE, FAULT, Told, face
 
 app = typer.Typer(help="Look at a data set before training.", no_args_is_help=True)
 
@@ -18,16 +18,14 @@ Data = Annotated[
 ]
 
 
-@app.command("check")
 def check_command(
     data: Data,
     option: DataOptions = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     pixels: Annotated[bool, typer.Option(help="Also decode every image.")] = True,
     workers: Annotated[int, typer.Option(help="Number of decoding processes.")] = max(
         1, (os.cpu_count() or 1) - 1
     ),
-) -> None:
+) -> Told:
     """Compare a data set with its published counts. List missing, duplicate, conflicting, unreadable and leaking
     images.
 
@@ -35,27 +33,16 @@ def check_command(
 
     Example: scorebayes data check cbis-ddsm:~/CBIS-DDSM
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from scorebayes.data import open_source, parse_options
     from scorebayes.data.check import as_text, check
+    from scorebayes.progress import progress_bar
 
     source = open_source(data, **parse_options(option or []))
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Decoding", total=None)
-        result = check(
-            source,
-            pixels=pixels,
-            workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else as_text(result))
-    if not result["ok"]:
-        raise typer.Exit(1)
+    with progress_bar("decode", len(source.records()) if pixels else 0) as advance:
+        result = check(source, pixels=pixels, workers=workers, progress=lambda done, _: advance(done, ""))
+    return Told(result, as_text(result), (), DONE if result["ok"] else FAULT)
 
 
-@app.command("show")
 def show_command(
     data: Data,
     option: DataOptions = None,
@@ -66,7 +53,7 @@ def show_command(
     size: Annotated[int, typer.Option(help="Side of the prepared images.")] = 224,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many images.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed for choosing the images.")] = 0,
-) -> None:
+) -> Told:
     """Write a contact sheet: images before and after preparation.
 
     Example: scorebayes data show inbreast:~/INbreast --steps mammogram --out sheet.png
@@ -79,4 +66,9 @@ def show_command(
     chosen = tuple(step.strip() for step in steps.split(",") if step.strip())
     prepare = Prepare(size, source.info.channels, source.info.bits, chosen)
     records = contact_sheet(source, prepare, out, number, seed)
-    typer.echo(f"{out} shows {len(records)} images before and after preparation.")
+    facts = {"written": out, "images": [record.image_id for record in records]}
+    return Told(facts, f"{out} shows {len(records)} images before and after preparation.")
+
+
+app.command("check")(face(check_command))
+app.command("show")(face(show_command))

@@ -12,16 +12,21 @@ from scorebayes.cli.common import (
     DataOptions,
     Device,
     RunDir,
+    models_table,
+    number,
     open_run_dir,
-    out,
-    say_next,
-    show_table,
+    within,
 )
+from scorebayes.cli.face import Told, aligned
+from scorebayes.errors import command
 
 
 def train(
-    data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")],
-    run_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")],
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="With --resume: the run to go on with.")
+    ] = None,
+    data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory to create.")] = None,
     option: DataOptions = None,
     config: Annotated[
         list[Path] | None,
@@ -29,7 +34,7 @@ def train(
             help="TOML file that overrides the preset. Can be given more than once; later files win."
         ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="tiny, light, small or paper.")] = "small",
+    preset: Annotated[str | None, typer.Option(help="tiny, light, small or paper. [default: small]")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the prepared image in pixels.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps. [default: from the preset or the number of images]")
@@ -59,51 +64,121 @@ def train(
         typer.Option("--from-scratch", help="Use no pretrained weights, whatever the size of the images."),
     ] = False,
     device: Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
-) -> None:
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with RUN as its own config.toml says; no other option needed."),
+    ] = False,
+) -> Told:
     """Learn the class-conditional score and calibrate it on the validation split.
+
+    Stop it with Ctrl-C, and go on with: scorebayes train --resume RUN
 
     Example: scorebayes train --data medmnist:breastmnist.npz --out runs/breast --steps 3000
     """
     from scorebayes.data import parse_options
     from scorebayes.runs import inputs
-    from scorebayes.runs.config import read_toml
+    from scorebayes.runs.config import preset_layer, read_toml
     from scorebayes.runs.device import pick_device
     from scorebayes.stages import train as stages
 
-    options: dict[str, Any] = {"prepare": {}, "train": {}}
-    for section, name, value in (
-        ("prepare", "size", size),
-        ("train", "steps", steps),
-        ("train", "minutes", minutes),
-        ("train", "null_label", 1.0 if label_free else None),
-        ("train", "init", str(init.resolve()) if init else None),
-    ):
-        if value is not None:
-            options[section][name] = value
-    if option:
-        options["data"] = {"options": parse_options(option)}
-    if seed is not None:
-        options["seed"] = seed
+    path = _where(run_dir, out, resume)
     if encoder and from_scratch:
         raise typer.BadParameter("give --encoder or --from-scratch, not both")
-    if encoder:
-        options["evidence"] = {"features": {"encoder": encoder}}
-    if from_scratch:
-        options["evidence"] = {"sources": ["pixels", "wavelets"]}
-    layers = [read_toml(path) for path in config or ()]
-    run = stages.train(
-        run_dir, inputs.absolute_source(data), [*layers, options], preset, pick_device(device), resume=resume
-    )
-    if run.config.train.label_free:
-        say_next(
-            f"trained without labels: {run.path}", f"scorebayes train --init {run_dir} --data ... --out ..."
+    given: dict[str, dict[str, Any]] = {f"--config {file}": read_toml(file) for file in config or ()}
+    for words, value, layer in (
+        (f"--option {' '.join(option or [])}", option, {"data": {"options": parse_options(option or [])}}),
+        (f"--size {size}", size, {"prepare": {"size": size}}),
+        (f"--steps {steps}", steps, {"train": {"steps": steps}}),
+        (f"--minutes {minutes}", minutes, {"train": {"minutes": minutes}}),
+        ("--label-free", label_free or None, {"train": {"null_label": 1.0}}),
+        (f"--init {init}", init, {"train": {"init": str(init.resolve()) if init else ""}}),
+        (f"--seed {seed}", seed, {"seed": seed}),
+        (f"--encoder {encoder}", encoder or None, {"evidence": {"features": {"encoder": encoder}}}),
+        ("--from-scratch", from_scratch or None, {"evidence": {"sources": ["pixels", "wavelets"]}}),
+    ):
+        if value is not None:
+            given[words] = layer
+    source = inputs.absolute_source(data)
+    if resume and (path / "config.toml").exists():
+        before = {f"--preset {preset}": dict(preset_layer(preset))} if preset else {}
+        after = {f"--data {data}": {"data": {"source": source}}} if data else {}
+        run = stages.resume(path, pick_device(device), {**before, **given, **after})
+    elif data:
+        run = stages.train(
+            path, source, list(given.values()), preset or "small", pick_device(device), resume=resume
         )
     else:
-        say_next(f"trained and calibrated: {run.path}", f"scorebayes score {run_dir} --split test")
+        from scorebayes.errors import ConfigError
+
+        raise ConfigError(
+            f"{path}: there is no run to go on with (config.toml is missing).",
+            f"Begin it with `{command('train', '--data', 'KIND:PATH', '--out', path)}`.",
+        )
+    return _trained(stages.summary(run), bool((run.split["split"] == "test").any()))
 
 
-def tune(run_dir: RunDir, device: Device = "auto") -> None:
+def _where(run_dir: Path | None, out: Path | None, resume: bool) -> Path:
+    """The directory that is meant. BadParameter where that is not clear."""
+    if run_dir is not None and not resume:
+        raise typer.BadParameter(f"'{run_dir}': name a new run by --out, or add --resume to go on with one")
+    if run_dir is not None and out is not None and run_dir != out:
+        raise typer.BadParameter("give the run once: --resume RUN")
+    path = run_dir or out
+    if path is None:
+        raise typer.BadParameter("give --data KIND:PATH and --out RUN, or --resume RUN")
+    return path
+
+
+def _trained(found: dict[str, Any], has_test: bool) -> Told:
+    """What a training came to."""
+    run, judged = found["run"], found.get("validation")
+    rows = [("steps", _steps_words(found)), ("time", _time(found["seconds"]))]
+    if judged is None:
+        start = command("train", "--init", run, "--data", "KIND:PATH", "--out", "NEW")
+        return Told(found, f"trained without labels: {run}\n\n{aligned(rows)}\n\nnext: {start}")
+    patients = f" of {judged['n_patients']} patients" if judged["n_patients"] else ""
+    rows = [
+        ("validation images", f"{judged['n']}{patients}"),
+        ("AUC", f"{number(judged['auc'])} {within(judged['auc_ci95'])}"),
+        ("sensitivity", f"{number(judged['sensitivity'])} (of {found['positive']})"),
+        ("specificity", number(judged["specificity"])),
+        ("threshold", f"{number(judged['threshold'])} (probability of {found['positive']})"),
+        ("log-loss", f"{number(judged['log_loss'])} (cross-fitted)"),
+        *rows,
+    ]
+    caution = "Calibration and threshold were fitted on these images, so new images tell more."
+    following = (
+        command("score", run, "--split", "test") if has_test else command("evaluate", run, "--split", "val")
+    )
+    return Told(found, f"trained and calibrated: {run}\n\n{aligned(rows)}\n\n{caution}\nnext: {following}")
+
+
+def _steps_words(found: dict[str, Any]) -> str:
+    if not found["stopped_by_minutes"]:
+        return str(found["steps"])
+    minutes = found["minutes_asked"]
+    return (
+        f"stopped after {minutes:g} minute{'s' * (minutes != 1)} at step {found['steps']} of {found['steps_asked']}, as "
+        "--minutes asked"
+    )
+
+
+def _time(seconds: float) -> str:
+    from scorebayes.progress import clock
+
+    return clock(seconds)
+
+
+def go_on(arguments: dict[str, Any]) -> str:
+    """What somebody can do who stopped a training."""
+    path = arguments["run_dir"] or arguments["out"]
+    if path is not None and (path / "config.toml").exists():
+        return f"resume with: {command('train', '--resume', path)}"
+    kept = path is not None and (path / "cache").exists()
+    return "run the same command again; prepared images are kept" if kept else ""
+
+
+def tune(run_dir: RunDir, device: Device = "auto") -> Told:
     """Choose the noise levels on the validation split, and keep them if they lower the validation log-loss.
 
     Example: scorebayes tune runs/breast
@@ -113,15 +188,23 @@ def tune(run_dir: RunDir, device: Device = "auto") -> None:
     run = open_run_dir(run_dir, device)
     with run.locked():
         found = tune(run)
-    for name, (mean, std), loss in (
-        ("before", found.before, found.log_loss_before),
-        ("fitted", found.fitted, found.log_loss_fitted),
-    ):
-        out.print(f"{name}: log-SNR {mean:.2f} +- {std:.2f}, validation log-loss {loss:.4f}")
+    rows = [
+        (name, f"log-SNR {mean:.2f} +- {std:.2f}", f"validation log-loss {loss:.4f}")
+        for name, (mean, std), loss in (
+            ("before", found.before, found.log_loss_before),
+            ("fitted", found.fitted, found.log_loss_fitted),
+        )
+    ]
     done = (
         "the fitted noise levels are used from now on" if found.better else "the noise levels are unchanged"
     )
-    say_next(done, f"scorebayes score {run_dir} --split test")
+    facts = {
+        "run": run_dir,
+        "used": found.better,
+        "before": {"log_snr": found.before, "val_log_loss": found.log_loss_before},
+        "fitted": {"log_snr": found.fitted, "val_log_loss": found.log_loss_fitted},
+    }
+    return Told(facts, f"{aligned(rows)}\n{done}\nnext: {command('score', run_dir, '--split', 'test')}")
 
 
 def baseline(
@@ -142,7 +225,7 @@ def baseline(
         ),
     ] = None,
     device: Device = "auto",
-) -> None:
+) -> Told:
     """Train another classifier on the same images, tuned and calibrated on the same validation split, for comparison.
 
     Example: scorebayes baseline runs/breast resnet18
@@ -155,10 +238,10 @@ def baseline(
         splits = [split for split in ("val", "test") if (run.split["split"] == split).any()]
         for split in splits:
             predict_baseline(run, name, split)
-    done = f"{found.record['title']}: validation log-loss {found.record['val_log_loss']:.4f}"
-    say_next(
-        f"{done}, {found.record['seconds']:.0f} s", f"scorebayes evaluate {run_dir} --split {splits[-1]}"
-    )
+    record = found.record
+    done = f"{record['title']}: validation log-loss {record['val_log_loss']:.4f}, {record['seconds']:.0f} s"
+    following = command("evaluate", run_dir, "--split", splits[-1])
+    return Told({"run": run_dir, "name": name, **record}, f"{done}\nnext: {following}")
 
 
 def recalibrate(
@@ -172,7 +255,7 @@ def recalibrate(
         ),
     ] = "",
     device: Device = "auto",
-) -> None:
+) -> Told:
     """Make a run for another site: same weights, but calibration and threshold fitted on labelled images from there.
 
     Example: scorebayes recalibrate runs/breast --data folder:here --out runs/breast-here
@@ -182,8 +265,13 @@ def recalibrate(
 
     run = open_run_dir(run_dir, device)
     found = fit(run, data, new_dir, read_prior(prior, run) if prior else None)
-    show_table({"before": found.before, "recalibrated (cross-validated)": found.after})
+    table = models_table({"before": found.before, "recalibrated (cross-validated)": found.after})
     if found.before["declined"] is not None:
         shares = f"{found.before['declined']:.1%} before, {found.after['declined']:.1%} recalibrated"
-        typer.echo(f"of these images declined as atypical: {shares} (cross-validated)")
-    say_next(f"written: {new_dir}", f"scorebayes predict {new_dir} FILES --out predictions.csv")
+        table += f"\nof these images declined as atypical: {shares} (cross-validated)"
+    following = command("predict", new_dir, "FILES", "--out", "predictions.csv")
+    facts = {
+        "run": new_dir, "from": run_dir, "before": found.before, "after": found.after,
+        "threshold": found.run.decision.threshold,
+    }  # fmt: skip
+    return Told(facts, f"{table}\nwritten: {new_dir}\nnext: {following}")

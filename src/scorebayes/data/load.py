@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -195,6 +196,9 @@ _worker: tuple[Source, Prepare] | None = None  # set in worker processes only
 
 def _start_worker(source: Source, prepare: Prepare) -> None:
     global _worker
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first one ends the others
     _worker = (source, prepare)
 
 
@@ -294,7 +298,10 @@ class _Store:
             rows = data.stat().st_size // self.image_bytes if data.is_file() else 0
             lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut by a kill
             for line in lines:
-                key, row = json.loads(line)
+                try:
+                    key, row = json.loads(line)
+                except (ValueError, TypeError):  # damaged, as after a power cut: prepared again
+                    continue
                 if row < rows:
                     found[key] = Place(path.stem, row)
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,14 @@ from scorebayes.data.base import Record, Source
 from scorebayes.data.prepare import Prepare
 from scorebayes.errors import DataError
 
+MOST_COLUMNS = 12
+WIDTH, HEIGHT = 2.1, 4.8  # of an image and its prepared form, in inches
+LEAST_WIDTH = 5.0  # what the title needs
+MOST_PIXELS = 30_000  # in height; the file format and its viewers end soon above
+
 
 def contact_sheet(source: Source, prepare: Prepare, out_png: Path, n: int = 8, seed: int = 0) -> list[Record]:
-    """Write ``n`` images before (above) and after preparation (below) as PNG; return their records.
+    """Write ``n`` images before (above) and after preparation (below) as PNG, in rows; return their records.
 
     As many of each class as there are, chosen by ``seed``. An image that cannot be used keeps its place, with
     the reason in its stead. Raises DataError where the data set has no image.
@@ -25,14 +32,18 @@ def contact_sheet(source: Source, prepare: Prepare, out_png: Path, n: int = 8, s
         raise DataError(
             f"{source.info.title} has no usable image.", "See the reasons: scorebayes data check."
         )
-    figure = Figure(figsize=(2.1 * len(records), 5.2), layout="constrained")
-    figure.suptitle(
-        f"{source.info.title}: as read, and prepared ({', '.join(prepare.steps) or 'resize only'})"
-    )
-    axes = figure.subplots(2, len(records), squeeze=False)
-    for (above, below), record in zip(axes.T, records, strict=True):
-        label = "unknown" if record.label is None else source.info.classes[record.label]
-        above.set_title(f"{record.image_id[-24:]}\n{label} {record.laterality} {record.view}", fontsize=7)
+    columns = columns_of(len(records))
+    rows = math.ceil(len(records) / columns)
+    width = max(LEAST_WIDTH, WIDTH * columns)
+    figure = Figure(figsize=(width, HEIGHT * rows + 0.6), layout="constrained")
+    title = f"{source.info.title}: as read, and prepared ({', '.join(prepare.steps) or 'resize only'})"
+    figure.suptitle(textwrap.fill(title, int(12 * width)), fontsize=10, parse_math=False)
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    pairs = [(axes[2 * k, j], axes[2 * k + 1, j]) for k in range(rows) for j in range(columns)]
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for (above, below), record in zip(pairs, records, strict=False):
+        above.set_title(_title(source, record), fontsize=7, parse_math=False)
         try:
             pixels = source.read(record)
             _draw(above, pixels)
@@ -40,11 +51,21 @@ def contact_sheet(source: Source, prepare: Prepare, out_png: Path, n: int = 8, s
             _draw(below, prepared[0] if prepare.channels == 1 else prepared.transpose(1, 2, 0))
         except DataError as error:
             below.text(0.5, 0.5, str(error), wrap=True, ha="center", va="center", fontsize=6)
-        above.set_axis_off()
-        below.set_axis_off()
     out_png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_png, dpi=120)
+    figure.savefig(out_png, dpi=min(120, int(MOST_PIXELS / figure.get_figheight())))
     return records
+
+
+def columns_of(n: int) -> int:
+    """How many images stand side by side, so that the sheet is about square."""
+    return max(1, min(n, MOST_COLUMNS, round(math.sqrt(n * HEIGHT / WIDTH))))
+
+
+def _title(source: Source, record: Record) -> str:
+    """Whose image it is, and its class, in lines that are no wider than the image."""
+    label = "unknown" if record.label is None else source.info.classes[record.label]
+    words = (record.image_id[-24:], f"{label} {record.laterality} {record.view}".strip())
+    return "\n".join(textwrap.fill(line, 28) for line in words)
 
 
 def _choose(records: list[Record], n: int, seed: int) -> list[Record]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,3 +65,10 @@ class Decision:
             None if log_prior is None else np.asarray(log_prior, dtype=np.float64),
             Pooling(**stored.get("pooling", {})),
         )
+
+
+def verdict(classes: Sequence[str], positive: int, above: bool) -> str:
+    """What a decision at the threshold says, in a word: the positive class, or what else it is."""
+    if above:
+        return classes[positive]
+    return classes[1 - positive] if len(classes) == 2 else f"not {classes[positive]}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorebayes.data.load import ImageSet
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import Home
 from scorebayes.evidence.encoders import Encoder, of_both_views
 from scorebayes.evidence.learned_score import OfImages
@@ -65,7 +65,8 @@ class FeatureMaps:
     def basis(self) -> dict[str, Tensor]:
         """mean [F] and axes [K, F] of the features. ConfigError where they are lost."""
         if not self.path.exists():
-            raise ConfigError(f"{self.path}: missing.", "Finish the run with 'scorebayes train --resume'.")
+            finish = command("train", "--resume", self.home.path)
+            raise ConfigError(f"{self.path}: missing.", f"Finish the run with `{finish}`.")
         return safetensors.torch.load_file(self.path)
 
     def of_images(self, images: ImageSet, title: str) -> Tensor:

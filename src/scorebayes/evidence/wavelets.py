@@ -26,7 +26,7 @@ from torch import Tensor
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.table import Block
 from scorebayes.diffusion.likelihood import Likelihood
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import Evidence, Home, PixelMaps, TrainingImages
 from scorebayes.evidence.gradients import integrated_gradients
 from scorebayes.evidence.mixtures import (
@@ -173,7 +173,7 @@ class WaveletMixtures:
         except (safetensors.SafetensorError, KeyError) as error:
             raise ConfigError(
                 f"{path}: the file is damaged or from another version ({error}).",
-                "Delete it and train it again with 'scorebayes train --resume'.",
+                f"Delete it and train it again with `{command('train', '--resume', path.parent)}`.",
             ) from error
         return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
 

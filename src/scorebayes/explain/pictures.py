@@ -5,7 +5,10 @@ Maps are drawn on the prepared image, which is what the model sees; they are not
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.data.pixels.images import SUFFIXES
+from scorebayes.decision.decision import verdict
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.evidence.base import Map
 from scorebayes.explain.counterfactual import GUIDANCE, START, STEPS, Counterfactual, counterfactual
 from scorebayes.explain.maps import SMOOTHING, Explanation, explain, smooth
@@ -27,10 +32,22 @@ from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
 
 CASES = "evidence.npz"
+NAMED_PARTS, LONGEST_NAME = 3, 80  # of a path, in the name of its folder
 DISCLAIMER = "Research software, not a medical device."
 COLOURS = LinearSegmentedColormap.from_list("evidence", [NEGATIVE, PAPER, POSITIVE])
 _OPACITY = 0.8  # of the strongest evidence
 _COLUMNS = 4
+
+
+def folder_of(run: Run, path: Path) -> Path:
+    """Where the explanation of a file goes by default: the end of its path, so that one can read it, and a digest of the
+    whole, because data sets call all their files ``1-1.dcm``. The same from call to call."""
+    whole = path.resolve()
+    named = whole.with_suffix("") if whole.suffix.lower() in SUFFIXES else whole
+    parts = named.parts[1:][-NAMED_PARTS:]
+    readable = re.sub(r"[^\w.+-]+", "_", "-".join(parts), flags=re.ASCII)[-LONGEST_NAME:].lstrip("-._")
+    digest = hashlib.blake2b(os.fsencode(whole), digest_size=4).hexdigest()
+    return run.path / "explained" / f"{readable}-{digest}"
 
 
 def explain_file(
@@ -45,7 +62,8 @@ def explain_file(
     steps: int = STEPS,
     guidance: float | None = None,
 ) -> dict[str, Any]:
-    """Write ``evidence.png``, ``evidence.npz``, ``evidence.json`` and ``counterfactual.png``; returns the JSON's content.
+    """Write ``evidence.png``, ``evidence.npz``, ``evidence.json`` and ``counterfactual.png``; returns the JSON's content,
+    with the names of the files that were written.
 
     target, log_prior: as in ``evidence.explain``. log_snr, steps, guidance: of the counterfactual; without ``guidance`` the
     default if the score was trained for it. Raises DataError if the file cannot be used. An atypical image is explained
@@ -62,7 +80,7 @@ def explain_file(
             run, x, key, source, _runner_up(evidence, source),
             log_snr=log_snr, steps=steps, guidance=guidance, log_prior=log_prior,
         )  # fmt: skip
-    content = _figures_of(run, evidence, other) | {
+    content = _figures_of(run, evidence, other, log_prior) | {
         "file": str(path),
         "key": key,
         "warnings": [text for text in (warning, _atypical(run, x, evidence)) if text],
@@ -80,9 +98,12 @@ def explain_file(
     if other is not None:
         arrays |= {"counterfactual": other.image, "difference": other.difference}
         _draw_counterfactual(run, x, other, out / "counterfactual.png")
+    else:
+        (out / "counterfactual.png").unlink(missing_ok=True)  # of an earlier call
     np.savez_compressed(out / "evidence.npz", allow_pickle=False, **arrays)
     write_atomically(out / "evidence.json", json.dumps(content, indent=1, default=str) + "\n")
-    return content
+    drawn = ["evidence.png", *([] if other is None else ["counterfactual.png"])]
+    return content | {"written": [*drawn, "evidence.npz", "evidence.json"]}
 
 
 def explain_cases(run: Run, split: str) -> Path:
@@ -96,7 +117,7 @@ def explain_cases(run: Run, split: str) -> Path:
     if not pictures.exists():
         raise DataError(
             f"{pictures}: no cases have been chosen yet.",
-            f"Run 'scorebayes evaluate {run.path} --split {split}' first.",
+            f"Run `{command('evaluate', run.path, '--split', split)}` first.",
         )
     with np.load(pictures, allow_pickle=False) as stored:
         wanted = [str(name) for name in stored["image_id"]]
@@ -105,7 +126,7 @@ def explain_cases(run: Run, split: str) -> Path:
     if not set(wanted) <= set(row_of):
         raise DataError(
             f"{pictures}: the pictures belong to another split, not to {split!r}.",
-            f"Run 'scorebayes evaluate {run.path} --split {split}' first.",
+            f"Run `{command('evaluate', run.path, '--split', split)}` first.",
         )
     x = run.standardise(images.images[[row_of[name] for name in wanted]])
     found, overlays = [], []
@@ -185,7 +206,23 @@ def _atypical(run: Run, x: Tensor, evidence: Explanation) -> str:
     )
 
 
-def _figures_of(run: Run, evidence: Explanation, other: Counterfactual | None) -> dict[str, Any]:
+def _verdict(run: Run, evidence: Explanation, log_prior: NDArray | None) -> dict[str, Any]:
+    """The decision at the frozen threshold, as ``predict`` makes it."""
+    classes, positive = run.facts.classes, run.facts.info.positive
+    decision = run.decision.under(run.log_prior if log_prior is None else log_prior, positive)
+    above = bool(evidence.posterior.prob[0, positive] >= decision.threshold)
+    return {
+        "positive": classes[positive],
+        "threshold": decision.threshold,
+        "above_threshold": above,
+        "decided": not bool(evidence.posterior.undecided(positive, decision.threshold)[0]),
+        "verdict": verdict(classes, positive, above),
+    }
+
+
+def _figures_of(
+    run: Run, evidence: Explanation, other: Counterfactual | None, log_prior: NDArray | None
+) -> dict[str, Any]:
     total, classes = evidence.total, run.facts.classes
     positive, negative = float(total[total > 0].sum()), float(-total[total < 0].sum())
     size = positive + negative
@@ -193,6 +230,7 @@ def _figures_of(run: Run, evidence: Explanation, other: Counterfactual | None) -
         "note": DISCLAIMER,
         "target": classes[evidence.target],
         "posterior": dict(zip(classes, evidence.posterior.prob[0].tolist(), strict=True)),
+        **_verdict(run, evidence, log_prior),
         "log_odds": evidence.log_odds,
         "log_odds_std_error": evidence.log_odds_std_error,
         "offset": evidence.offset,

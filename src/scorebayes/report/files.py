@@ -15,9 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes.decision.table import EvidenceTable
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.plots.svg import short
 from scorebayes.storage.digest import sha256_of
+from scorebayes.storage.log import read_log
 from scorebayes.storage.spreadsheet import plain
 
 
@@ -38,9 +39,9 @@ class Run:
     def command_name(self) -> str:
         return self.folder.resolve().name
 
-    def command(self, verb: str, rest: str = "") -> str:
-        """The command line that does what is missing."""
-        return f"scorebayes {verb} {self.command_name} {rest}".strip()
+    def command(self, verb: str, *rest: object) -> str:
+        """The command line that does what is missing, to be pasted where the report was made."""
+        return command(*verb.split(), self.folder, *rest)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -50,6 +51,11 @@ class Run:
             raise DataError(
                 f"{self.folder / 'config.toml'}: {error}.", "Restore the file, or train again."
             ) from error
+
+    @property
+    def has_image_score(self) -> bool:
+        """Whether the run draws images."""
+        return "pixels" in self.config.get("evidence", {}).get("sources", ["pixels"])
 
     @cached_property
     def split(self) -> str:
@@ -83,7 +89,7 @@ class Run:
         if under and path.is_file() and sha256_of(path) != under:
             raise ConfigError(
                 f"{self.folder}: the calibration has changed since metrics-{self.split}.json was written.",
-                f"Run '{self.command('evaluate', f'--split {self.split}')}' again.",
+                f"Run `{self.command('evaluate', '--split', self.split)}` again.",
             )
         return found
 
@@ -121,16 +127,8 @@ class Run:
 
     @cached_property
     def log(self) -> pd.DataFrame:
-        """``train.jsonl``. A half-written last line, left by an interruption, is skipped."""
-        path = self.folder / "train.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if number < len(lines):
-                    raise DataError(f"{path}, line {number}: {error}.", "Delete that line.") from error
+        """``train.jsonl``, without what an interruption left half-written."""
+        rows = read_log(self.folder / "train.jsonl")
         wanted = ("step", "loss", "seconds", "images_per_second", "val_log_loss", "val_auc")
         return pd.DataFrame(rows).reindex(columns=wanted).apply(pd.to_numeric, errors="coerce")
 
@@ -260,7 +258,7 @@ class Cases:
         path = run.folder / f"predictions-{run.split}.csv"
         missing = [f"prob_{name}" for name in classes if f"prob_{name}" not in table]
         if missing:
-            raise DataError(f"{path}: no column {missing[0]!r}.", f"Run '{run.command('score')}' again.")
+            raise DataError(f"{path}: no column {missing[0]!r}.", f"Run `{run.command('score')}` again.")
         table = table[table["label"].isin(classes) & (table["status"] == "ok")]
         prob = _numbers(table, [f"prob_{name}" for name in classes])
         table, prob = table[np.isfinite(prob).all(1)], prob[np.isfinite(prob).all(1)]

@@ -7,14 +7,12 @@ What a missing file would have shown is listed as "not done", with the command t
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 
 from scorebayes.plots import charts as figures
 from scorebayes.plots.charts import Row
@@ -35,6 +33,7 @@ from scorebayes.report.sections import SECTIONS
 from scorebayes.report.sections.inputs import leak_words, model
 from scorebayes.report.sections.performance import METRICS
 from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage.json_text import plain
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("scorebayes.report"),
@@ -76,25 +75,10 @@ def write_report(run_dir: Path) -> Path:
         },
     }
     card = _TEMPLATES.get_template("model-card.md.j2").render(**_card(run, summary, not_done))
-    write_atomically(
-        run.folder / "report.json", json.dumps(_plain(numbers), indent=1, allow_nan=False) + "\n"
-    )
+    write_atomically(run.folder / "report.json", json.dumps(plain(numbers), indent=1, allow_nan=False) + "\n")
     write_atomically(run.folder / "model-card.md", card)
     write_atomically(run.folder / "report.html", page)
     return run.folder / "report.html"
-
-
-def _plain(value: Any) -> Any:
-    """JSON-ready: arrays as lists, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 # --------------------------------------------------------------------------------------------------
@@ -115,7 +99,8 @@ def _summary(run: Run) -> Summary:
     if not m:
         headline = "This model has not been evaluated yet."
         todo = (
-            f"Run '{run.command('score', '--split test')}', then '{run.command('evaluate', '--split test')}'."
+            f"Run `{run.command('score', '--split', 'test')}`, then "
+            f"`{run.command('evaluate', '--split', 'test')}`."
         )
         return Summary(headline, [("What to do", todo)], [], None)
     return Summary(_headline(run), _cards(run), _tiles(run), _headline_figure(run))
@@ -299,7 +284,7 @@ def _card(run: Run, summary: Summary, not_done: Sequence[tuple[str, str, str]]) 
 
 def _yaml(value: Any) -> str:
     """JSON is YAML; "<" is written as its code, for readers that take the header for HTML."""
-    return json.dumps(_plain(value), ensure_ascii=True).replace("<", "\\u003c")
+    return json.dumps(plain(value), ensure_ascii=True).replace("<", "\\u003c")
 
 
 def _line(text: str) -> str:

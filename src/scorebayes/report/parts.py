@@ -165,5 +165,5 @@ def texts(column: pd.Series) -> pd.Series:
 
 def not_evaluated(run: Run, key: str, title: str) -> Section:
     """The section where the images were not evaluated, with the command that does it."""
-    missing, command = "the images have not been evaluated", run.command("evaluate", f"--split {run.split}")
+    missing, command = "the images have not been evaluated", run.command("evaluate", "--split", run.split)
     return Section(key, title, missing=missing, command=command)

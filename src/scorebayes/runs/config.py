@@ -205,12 +205,8 @@ def resolve(
     Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming
     section and field, with the nearest known name where one is unknown.
     """
-    if preset is not None and preset not in PRESETS:
-        raise ConfigError(
-            f"unknown preset {preset!r}{_nearest(preset, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
-        )
     merged: dict[str, Any] = {"seed": 0}
-    for layer in (defaults or {}, PRESETS[preset] if preset else {}, *layers):
+    for layer in (defaults or {}, {} if preset is None else preset_layer(preset), *layers):
         for key, value in layer.items():
             if key not in ("seed", *_SECTIONS):
                 remedy = (
@@ -250,6 +246,15 @@ def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping) and isinstance(table.get(name), Mapping)
     }
     return {**table, **over, **tables}
+
+
+def preset_layer(name: str) -> Mapping[str, Any]:
+    """A preset as a layer for ``resolve``. ConfigError for an unknown one."""
+    if name not in PRESETS:
+        raise ConfigError(
+            f"unknown preset {name!r}{_nearest(name, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
+        )
+    return PRESETS[name]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

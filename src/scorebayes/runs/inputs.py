@@ -19,7 +19,7 @@ from scorebayes.data.base import Record, Rejected, Source
 from scorebayes.data.doubts import doubts
 from scorebayes.data.load import ImageSet
 from scorebayes.data.split import copies_of, leakage_audit, split_patients, subsample
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.runs.config import Config, resolve
 from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
@@ -122,7 +122,7 @@ def start_run(
     if not len(train):
         raise DataError(
             f"{source.info.title}: no usable image in the training split.",
-            "See the reasons: scorebayes data check.",
+            f"See the reasons: `{command('data', 'check', data)}`.",
         )
     mean, std = _statistics(train)
     if config.train.init:  # what the weights that training starts from expect
@@ -244,7 +244,9 @@ def _require_writable(path: Path) -> None:
     if found - UNFINISHED:
         raise ConfigError(
             f"{path}: the directory is not empty.",
-            "Add --resume to resume the run in it, or choose a new directory.",
+            f"Resume the run in it with `{command('train', '--resume', path)}`, or choose a new directory."
+            if "config.toml" in found
+            else "Choose a new directory.",
         )
 
 

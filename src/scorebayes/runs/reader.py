@@ -19,11 +19,12 @@ from scorebayes.data.base import Record, Rejected, Source, SourceInfo
 from scorebayes.data.load import ImageSet, load
 from scorebayes.data.pixels.images import open_picture
 from scorebayes.data.pixels.numbers import as_image, to_unit
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import Config
 
 WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brings
+PATIENCE = 2.0  # seconds; what comes from the cache is not worth a word
 LEAST_SHARE = 0.5  # of the model's side: an image enlarged more than twofold shows too little to judge
 
 
@@ -89,7 +90,7 @@ class Reader:
             reason = f" ({rejected[0].reason})" if rejected else ""
             raise DataError(
                 f"{data}: there is no usable labelled image{reason}.",
-                "See the reasons: scorebayes data check.",
+                f"See the reasons: `{command('data', 'check', data)}`.",
             )
         return images
 
@@ -114,7 +115,7 @@ class Reader:
         # Of one file with all images every process would hold a copy, only to pass its parts on.
         one_file = len({record.path for record in records}) == 1
         workers = (os.cpu_count() or 1) if len(records) > WORKERS_ABOVE and not one_file else 0
-        with progress_bar("prepare", len(records)) as advance:
+        with progress_bar("prepare", len(records), patience=PATIENCE) as advance:
             return load(
                 source, records, self.config.prepare, cache=self.folder / "cache", options=repr(sorted(options.items())),
                 workers=workers, progress=lambda done, total: advance(done, ""),

@@ -34,7 +34,7 @@ from scorebayes.decision.posterior import uniform_log_prior
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.likelihood import Likelihood
 from scorebayes.diffusion.score import Denoiser, ScoreModel
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import Evidence
 from scorebayes.evidence.pixels import Pixels
 from scorebayes.runs import older
@@ -152,7 +152,7 @@ class Run:
             elif name in fitted:
                 raise ConfigError(
                     f"{self.path}: the trained model of {source.title} is missing, but the calibration of the run needs it.",
-                    "Restore it, or train it again with 'scorebayes train --resume'.",
+                    f"Restore it, or train it again with `{command('train', '--resume', self.path)}`.",
                 )
         return found
 
@@ -195,7 +195,8 @@ class Run:
         path = self.calibration_path
         if not path.exists():
             raise ConfigError(
-                f"{path}: the run is not calibrated.", "Finish it with 'scorebayes train --resume'."
+                f"{path}: the run is not calibrated.",
+                f"Finish it with `{command('train', '--resume', self.path)}`.",
             )
         return Decision.from_dict(older.decision(json.loads(path.read_text()), self.path))
 

@@ -17,7 +17,7 @@ from scorebayes.decision.posterior import Posterior, bayes
 from scorebayes.decision.shift import Sample, measure_shift
 from scorebayes.decision.table import OK, EvidenceTable
 from scorebayes.diffusion.likelihood.bits import bits_per_dim
-from scorebayes.errors import DataError
+from scorebayes.errors import DataError, command
 from scorebayes.metrics import classification_metrics, compare, holm
 from scorebayes.runs.run import Run
 from scorebayes.stages.calibrate import calibrate
@@ -36,7 +36,8 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     table = read_table(run, split, estimator)
     if (table.labels < 0).any():
         raise DataError(
-            f"the split {split!r} has images without a label.", "Use 'scorebayes predict' for these images."
+            f"the split {split!r} has images without a label.",
+            f"Use `{command('predict', run.path, 'FILES')}` for these images.",
         )
     info, task = run.facts.info, task_of(run)
     decision = calibrate(run, estimator) if estimator else run.decision.under(run.log_prior, info.positive)

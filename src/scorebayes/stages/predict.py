@@ -46,6 +46,16 @@ def read_prior(text: str, run: Run) -> NDArray[np.float64]:
     return run.log_prior_of(PriorConfig(kind="given", prob=tuple(prob)))
 
 
+def require_there(paths: Sequence[Path]) -> None:
+    """DataError naming the paths that do not exist: a mistyped name is no image that failed."""
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise DataError(
+            f"there is no file or folder named {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}.",
+            "Check the spelling; nothing was written.",
+        )
+
+
 def image_files(paths: Sequence[Path]) -> list[Path]:
     """The given files. A folder is replaced by the images below it, if there are any, whatever their names; a warning
     counts what is left out. DataError if a folder cannot be opened."""
@@ -86,6 +96,7 @@ def predict_files(
         the estimator failed on this image, or the image is unlike the training data (see
         ``scorebayes.decision.typicality``); with ``force`` atypical images get a posterior anyway.
     """
+    require_there(files)
     files, task = image_files(files), task_of(run)
     beside = [open_baseline(run, name) for name in partners]
     tables: list[EvidenceTable] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from scorebayes.progress import progress_bar
 from scorebayes.runs.config import build_kind
 from scorebayes.runs.run import Run
 
+LEAST_WIDTH = 4.0  # inches: what the title needs
+LONGEST_LINE = 22  # letters that fit beside a picture
 TRAINING_IMAGES = 20_000  # looked through for the nearest; a random part of larger sets
 
 
@@ -21,8 +24,9 @@ def draw_samples(
     sampler: str = "second-order",
     steps: int | None = None,
     guidance: float = 0.0,
-) -> Path:
-    """Write ``samples.png`` (a grid, class by class) and ``samples.npz`` and return the path of the picture."""
+) -> tuple[Path, dict[str, float]]:
+    """Write ``samples.png`` (a grid, class by class) and ``samples.npz``. Returns the path of the picture and, for
+    each class, the smallest distance of a sample to its nearest training image."""
     draw = build_kind("sampler", sampler, SAMPLERS, {} if steps is None else {"steps": steps})
     score = guide(run.score, guidance)
     shape = (run.config.prepare.channels, run.config.prepare.size, run.config.prepare.size)
@@ -40,7 +44,10 @@ def draw_samples(
     np.savez_compressed(
         run.path / "samples.npz", images=images, labels=labels, nearest=neighbours, distance=distance.numpy()
     )
-    return _grid(run, images, neighbours, labels, distance.numpy())
+    path = _grid(run, images, neighbours, labels, distance.numpy())
+    return path, {
+        name: float(distance.numpy()[labels == y].min()) for y, name in enumerate(run.facts.classes)
+    }
 
 
 def _grid(
@@ -50,7 +57,9 @@ def _grid(
 
     classes = run.facts.classes
     columns = int((labels == 0).sum())
-    figure = Figure(figsize=(1.4 * columns + 0.6, 2.9 * len(classes)), layout="constrained")
+    figure = Figure(
+        figsize=(max(1.4 * columns + 0.6, LEAST_WIDTH), 2.9 * len(classes) + 0.5), layout="constrained"
+    )
     axes = figure.subplots(2 * len(classes), columns, squeeze=False)
     for cell, (image, neighbour, y, apart) in enumerate(
         zip(images, neighbours, labels, distance, strict=True)
@@ -64,11 +73,13 @@ def _grid(
             axis.set_yticks([])
         axis.set_xlabel(f"{apart:.2f}", fontsize=7)
         if cell % columns == 0:
-            axes[2 * y, 0].set_ylabel(f"{classes[y]}\nsample", fontsize=8)
+            axes[2 * y, 0].set_ylabel(
+                f"{textwrap.fill(classes[y], LONGEST_LINE)}\nsample", fontsize=8, parse_math=False
+            )
             axes[2 * y + 1, 0].set_ylabel("nearest\nin training", fontsize=8)
     data = " (synthetic data)" if run.facts.info.synthetic else ""
     figure.suptitle(
-        f"Samples by class{data}, with the nearest training image and its distance below each", fontsize=8
+        f"Samples by class{data}.\nBelow each: the nearest training image, and its distance", fontsize=8
     )
     path = run.path / "samples.png"
     figure.savefig(path, dpi=130)

@@ -14,7 +14,7 @@ from scorebayes.data.load import ImageSet
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.diffusion.draws import Draws
 from scorebayes.diffusion.likelihood import LIKELIHOODS, Likelihood
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.progress import progress_bar
 from scorebayes.runs import older
 from scorebayes.runs.config import build_kind
@@ -92,19 +92,21 @@ def read_table(run: Run, split: str, estimator: str = "") -> EvidenceTable:
     """The table that ``score_split`` wrote. DataError if there is none, ConfigError if it is incomplete, or was made with
     other weights, sources or another estimator than the current ones of the run."""
     folder = table_path(run, split, estimator)
+    option = ("--estimator", estimator) if estimator else ()
+    again = command("score", run.path, "--split", split, *option)
+    if not any(folder.glob("part-*.parquet")):
+        raise DataError(f"{folder}: no evidence table there.", f"Run `{again}` first.")
     table = EvidenceTable.read(folder)
-    option = f" --estimator {estimator}" if estimator else ""
-    command = f"scorebayes score {run.path} --split {split}{option}"
     if not _made_by(folder, run, make_likelihood(run, estimator)):
         raise ConfigError(
             f"{folder}: scored with other weights, sources or another estimator than the current ones of the run.",
-            f"Score it again with '{command}'.",
+            f"Score it again with `{again}`.",
         )
     expected = int((run.split["split"] == split).sum())
     if len(table) != expected:
         raise ConfigError(
             f"{run.path}: only {len(table)} of {expected} images of the split {split!r} are scored.",
-            f"Finish it with '{command}'.",
+            f"Finish it with `{again}`.",
         )
     return table.with_labels(table.labels, _patients(run, table.keys))
 

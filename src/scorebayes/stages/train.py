@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scorebayes.errors import ConfigError
+from scorebayes.decision.posterior import bayes
+from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import TrainingImages
+from scorebayes.metrics import classification_metrics
 from scorebayes.runs.config import resolve
 from scorebayes.runs.inputs import data_options, start_run, unlabelled_of_start
 from scorebayes.runs.run import Run, open_run, reconfigured
 from scorebayes.stages.calibrate import calibrate
-from scorebayes.stages.score import score_split
+from scorebayes.stages.score import read_table, score_split
+from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.tasks.classify import known_of
+from scorebayes.training.plan import require_classes
 
 AFTER_TRAINING = ("evidence", "likelihood", "prior")  # sections that the weights do not depend on
 
@@ -30,7 +37,90 @@ def train(
 ) -> Run:
     """From a data source to a trained and calibrated run directory (without labels: trained only, for others to start
     from)."""
-    run, images = begin(path, data, layers, preset, device, resume=resume)
+    with _nothing_left(path):
+        run, images = begin(path, data, layers, preset, device, resume=resume)
+        if not run.config.train.label_free:
+            for name, of in (("training", images.train), ("validation", images.val)):
+                require_classes(of.labelled().labels, run.facts.classes, name)
+    return _finished(run, images)
+
+
+def resume(path: Path, device: torch.device, given: Mapping[str, Mapping[str, Any]]) -> Run:
+    """Go on with a run as its own configuration says.
+
+    given: what the user asks for besides, as a layer for each option, by its words ("--steps 500"); later ones win.
+    What the weights do not depend on may change. ConfigError naming the options that contradict the run otherwise.
+    """
+    run = open_run(path, str(device))
+    own: dict[str, Any] = {"seed": run.config.seed, **run.config.sections}
+    for layer in given.values():
+        for name, table in layer.items():
+            if (
+                isinstance(table, Mapping)
+                and "kind" in table
+                and own.get(name, {}).get("kind") != table["kind"]
+            ):
+                own[name] = {}  # fields of another kind
+    wanted = resolve(*given.values(), preset=None, defaults=own)
+    differences = run.config.differences(wanted, leave_out=AFTER_TRAINING)
+    if differences:
+        asked = {_who_asked(given, difference): None for difference in differences}
+        raise ConfigError(
+            f"{path}: the run was started with another configuration than {', '.join(asked)}: {'; '.join(differences)}.",
+            f"Resume it with `{command('train', '--resume', path)}`, or use a new directory.",
+        )
+    mine = run.config.sections["likelihood"]
+    if wanted.sections["likelihood"] != mine and "first" in mine:
+        wanted = wanted.changed("likelihood", first=[])  # chosen for the estimator as it was
+    if wanted != run.config:
+        run = reconfigured(run, wanted)
+    return _finished(run, _images_of(run))
+
+
+def _who_asked(given: Mapping[str, Mapping[str, Any]], difference: str) -> str:
+    """The last option that sets the field that differs."""
+    section, _, field = difference.partition(":")[0].partition(".")
+    return [words for words, of in given.items() if section in of and (not field or field in of[section])][-1]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What a training came to: time, steps, and what the validation images say of the classifier."""
+    states = [
+        entry
+        for folder in (run.path, run.path / "features")
+        for entry in Checkpoints(folder / "checkpoints").entries("state")
+    ]
+    settings = run.config.train
+    steps = max((entry["step"] for entry in states), default=0)
+    found: dict[str, Any] = {
+        "run": run.path,
+        "steps": steps,
+        "steps_asked": settings.steps,
+        "minutes_asked": settings.minutes,
+        "stopped_by_minutes": settings.minutes is not None and steps < settings.steps,
+        "seconds": sum(source.seconds for source in run.configured.values() if source.learned),
+    }
+    if settings.label_free:
+        return found
+    decision, table = run.decision, read_table(run, "val").usable()
+    posterior = bayes(table, run.log_prior, decision.calibration)
+    patients = run.split.set_index("image_id")["patient_id"].reindex(list(table.keys)).to_numpy()
+    judged = classification_metrics(
+        table.labels, posterior.prob, threshold=decision.threshold, **known_of(run, patients)
+    )
+    names = ("n", "n_patients", "auc", "auc_ci95", "sensitivity", "specificity")
+    return found | {
+        "positive": run.facts.classes[run.facts.info.positive],
+        "validation": {
+            **{name: judged.get(name) for name in names},
+            "threshold": decision.threshold,
+            "log_loss": decision.calibration.log_loss,
+        },
+    }
+
+
+def _finished(run: Run, images: TrainingImages) -> Run:
+    """The run, trained and calibrated as far as it is not yet."""
     with run.locked():
         if run.config.train.label_free:
             run.image_score.fit(images)
@@ -54,15 +144,38 @@ def begin(
     resume: bool = False,
 ) -> tuple[Run, TrainingImages]:
     """A run directory with its split, new or, with ``resume``, as it is there; and the images to train and validate on."""
-    if not (resume and (path / "config.toml").exists()):
+    if resume and (path / "config.toml").exists():
+        run = _under(open_run(path, str(device)), data, layers, preset)
+        return run, _images_of(run)
+    with _nothing_left(path):
         run, by_split = start_run(path, data, layers, preset, device)
-    else:
-        run = _resume(open_run(path, str(device)), data, layers, preset)
-        by_split = {name: run.images(name) for name in ("train", "val")}
     return run, TrainingImages(by_split["train"], by_split["val"], lambda: unlabelled_of_start(run))
 
 
-def _resume(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: str) -> Run:
+def _images_of(run: Run) -> TrainingImages:
+    """What a run learns from."""
+    return TrainingImages(run.images("train"), run.images("val"), lambda: unlabelled_of_start(run))
+
+
+@contextmanager
+def _nothing_left(path: Path) -> Iterator[None]:
+    """Where an error keeps a directory from becoming a run, what was made is removed; what was there before stays, and so
+    does a run that was there. A start that somebody stopped keeps its prepared images."""
+    before = set(path.iterdir()) if path.is_dir() else set()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException as error:
+        if path.is_dir() and isinstance(error, Exception) and path / "config.toml" not in before:
+            for entry in set(path.iterdir()) - before:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
+
+def _under(run: Run, data: str, layers: Sequence[Mapping[str, Any]], preset: str) -> Run:
     """The run, under the configuration asked for. What the weights do not depend on may have changed since it began."""
     known = {
         "prepare": run.config.sections["prepare"],

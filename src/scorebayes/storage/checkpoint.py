@@ -58,7 +58,7 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{path}: the checkpoint cannot be written ({error}).",
-                "The previous checkpoint is kept. Free some disk space, then continue with --resume.",
+                "The previous checkpoint is kept. Free some disk space, then go on with 'scorebayes train --resume RUN'.",
             ) from error
 
     def keep(self, prefix: str, wanted: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:

@@ -44,7 +44,7 @@ def fit(plan: Plan) -> None:
     state = restore(plan, new_state(plan))
     every = settings.validate_every or max(LEAST_STEPS_BETWEEN, math.ceil(settings.steps / VALIDATIONS))
     start = time.monotonic() - state.seconds
-    with progress_bar("train", settings.steps, state.step) as advance:
+    with progress_bar("train", settings.steps, state.step, limit=_seconds_left(state, settings)) as advance:
         try:
             while state.validation_due or not _finished(state, settings):
                 if state.validation_due:
@@ -163,6 +163,11 @@ def _rate(state: State, settings: TrainConfig) -> float:
     if settings.minutes is not None:
         done = max(done, state.seconds / (60 * settings.minutes))
     return state.rate_factor * settings.lr * rate_share(state.step, settings.warmup, min(1.0, done))
+
+
+def _seconds_left(state: State, settings: TrainConfig) -> float | None:
+    """Until the limit on the training time, if there is one."""
+    return None if settings.minutes is None else 60 * settings.minutes - state.seconds
 
 
 def _finished(state: State, settings: TrainConfig) -> bool:

@@ -15,7 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.checkpoint import KEPT_STATES, pack, unpack
+from scorebayes.storage.log import read_log
 from scorebayes.training.batches import step_seed
 from scorebayes.training.plan import Plan
 from scorebayes.training.random import lent_random_numbers
@@ -118,10 +120,8 @@ def roll_back(plan: Plan, state: State) -> State:
 
 def _cut_log(path: Path, step: int) -> None:
     if path.exists():
-        lines = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
-        ]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        kept = [entry for entry in read_log(path) if entry.get("step", 0) <= step]
+        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 def write_log(path: Path, **fields: Any) -> None:

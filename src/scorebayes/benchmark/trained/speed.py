@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from scorebayes.diffusion.score import Denoiser, training_loss
 from scorebayes.metrics import auc_interval, delong, delong_test
 from scorebayes.runs.device import environment
 from scorebayes.runs.run import Run
+from scorebayes.storage.log import read_log
 
 BATCH_CALL = 4  # images a network call where latency is measured in batches: the estimator's default
 OURS = "default"
@@ -226,5 +226,4 @@ def _paths(run: Run, x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
 
 def _validation(run: Run) -> list[dict[str, float]]:
     """Class log-loss and AUC along the training: whether the network has converged."""
-    lines = (run.path / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    return [entry for entry in map(json.loads, lines) if "val_log_loss" in entry]
+    return [entry for entry in read_log(run.path / "train.jsonl") if "val_log_loss" in entry]

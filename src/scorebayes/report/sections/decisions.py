@@ -107,7 +107,7 @@ def _class_values(run: Run, table: EvidenceTable, name: str) -> tuple[list[Panel
 def levels(run: Run) -> Section:
     title, table = "Which sources and noise levels decide", run.evidence
     if table is None:
-        command = run.command("score", f"--split {run.split}")
+        command = run.command("score", "--split", run.split)
         return Section("levels", title, missing="there is no evidence table of this split", command=command)
     truth = table.labels == run.positive
     if not truth.any() or truth.all():
@@ -185,7 +185,7 @@ def abstention(run: Run) -> Section:
     ]
     numbers = {"coverage": curve, "undecided": undecided, "decided_point": point, "foreign": run.ood}
     if not run.ood:
-        words.append(f"Not done: foreign images ('{run.command('benchmark ood')}').")
+        words.append(f"Not done: foreign images (`{_measure(run, 'ood')}`).")
         return Section("abstention", title, words, panels=[panel], numbers=numbers)
     more, table = _foreign(run.ood)
     return Section("abstention", title, words + more, [table], [panel], numbers=numbers)
@@ -223,7 +223,7 @@ def _foreign(found: Mapping[str, Any]) -> tuple[list[str], Table]:
 def robustness(run: Run) -> Section:
     title, found, attacks = "Corrupted and attacked images", run.robustness, run.adversarial
     if not found and not attacks:
-        command = run.command("benchmark robustness")
+        command = _measure(run, "robustness")
         return Section("robustness", title, missing="no corrupted images were tested", command=command)
     words, tables, panels = [], [], []
     if found:
@@ -241,7 +241,7 @@ def robustness(run: Run) -> Section:
         )
         panels.append(Panel(svg, f"AUC of {model} for every corruption, from mild to severe."))
     else:
-        words.append(f"Not done: corruptions ('{run.command('benchmark robustness')}').")
+        words.append(f"Not done: corruptions (`{_measure(run, 'robustness')}`).")
     if attacks:
         words.append(
             "An attacker may change every pixel by at most the budget, using gradients (PGD) or trial and error (Square). "
@@ -259,7 +259,7 @@ def robustness(run: Run) -> Section:
         header = ("Model", "Attack", "Accuracy (most probable class)", "Declined as atypical")
         tables.append(Table(f"{attacks['images']} attacked test images", header, rows))
     else:
-        words.append(f"Not done: attacks ('{run.command('benchmark adversarial')}').")
+        words.append(f"Not done: attacks (`{_measure(run, 'adversarial')}`).")
     numbers = {"corruptions": found, "attacks": attacks}
     return Section("robustness", title, words, tables, panels, numbers=numbers)
 
@@ -300,3 +300,8 @@ def _corruption_kinds(found: Mapping[str, Any]) -> Table:
     header = ("Corruption", "AUC", "Declined", *(f"AUC minus that of {short(peer)}" for peer in peers))
     caption = f"At severity {worst}; p-values are adjusted for the number of comparisons (Holm)"
     return Table(caption, header, rows)
+
+
+def _measure(run: Run, benchmark: str) -> str:
+    """The command of a benchmark that writes its results where the report looks for them."""
+    return run.command(f"benchmark {benchmark}", "--out", run.folder / f"{benchmark}.json")

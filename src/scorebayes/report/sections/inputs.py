@@ -103,7 +103,9 @@ def data(run: Run) -> Section:
     source, table = run.source, run.split_table
     title = "Data and reference standard"
     if not source and table is None:
-        return Section("data", title, missing="no data set is recorded", command=run.command("train"))
+        return Section(
+            "data", title, missing="no data set is recorded", command=run.command("train --resume")
+        )
     words = [
         "The reference standard is the label in the data set. Its publication describes how the labels were "
         "obtained."
@@ -286,7 +288,7 @@ def leakage(run: Run) -> Section:
     title = "Leakage and duplicate audit"
     if not run.audit:
         return Section(
-            "leakage", title, missing="there is no audit of the split", command=run.command("train")
+            "leakage", title, missing="there is no audit of the split", command=run.command("train --resume")
         )
     words = [
         "No patient and no image may be in two partitions, because a model could simply memorise the answer.",

@@ -188,7 +188,7 @@ def threshold(run: Run) -> Section:
         )
         words.append(
             "The last table follows from sensitivity and specificity by Bayes' rule, if only the prevalence differs. "
-            f"To use such a prior for single images: '{run.command('predict', 'FILES --prior 0.01')}'."
+            f"To use such a prior for single images: `{run.command('predict', 'FILES', '--prior', '0.01')}`."
         )
     numbers = {"confusion": counts, "threshold": m.get("threshold"), "by_prevalence": elsewhere}
     return Section("threshold", title, words, tables, numbers=numbers)
@@ -200,7 +200,7 @@ def comparison(run: Run) -> Section:
         return not_evaluated(run, "comparison", title)
     baselines: Mapping[str, Any] = m.get("baselines") or {}
     if not baselines:
-        command = run.command("evaluate", f"--split {run.split}")
+        command = run.command("evaluate", "--split", run.split)
         return Section(
             "comparison", title, missing="no other model was trained on this split", command=command
         )
@@ -266,7 +266,7 @@ def calibration(run: Run) -> Section:
     words += _shift_words(run)
     if not columns["raw"]:
         words.append(
-            f"Not done: the metrics of the raw probabilities; '{run.command('evaluate', f'--split {run.split}')}' "
+            f"Not done: the metrics of the raw probabilities; `{run.command('evaluate', '--split', run.split)}` "
             "computes them."
         )
     curves = {"calibrated": metrics.reliability_curve(cases.truth, cases.score)}
@@ -306,10 +306,10 @@ def _shift_words(run: Run) -> list[str]:
         f"{areas} (0.5: no difference)."
     )
     if any(values["noticed"] for values in shift.values()):
-        remedy = run.command("recalibrate", "--data KIND:PATH --out NEW")
+        remedy = run.command("recalibrate", "--data", "KIND:PATH", "--out", "NEW")
         told += (
             " Calibration and threshold were fitted on images like the training images and may not hold here. "
-            f"'{remedy}' fits them on labelled images from this site."
+            f"`{remedy}` fits them on labelled images from this site."
         )
     return [told]
 

@@ -21,7 +21,7 @@ from scorebayes.report.parts import (
 def examples(run: Run) -> Section:
     title, stored, cases = "Best, worst and median images", run.arrays("thumbnails.npz"), run.cases
     if stored is None or cases is None:
-        command = run.command("evaluate", f"--split {run.split}")
+        command = run.command("evaluate", "--split", run.split)
         return Section("examples", title, missing="no images of the cases were stored", command=command)
     row_of = {str(name): row for row, name in enumerate(cases.image_id)}
     shown = [
@@ -63,8 +63,8 @@ def examples(run: Run) -> Section:
             "Monte-Carlo standard error. Maps are smoothed for display."
         )
     else:
-        command = run.command("explain", f"--split {run.split}")
-        words.append(f"Not done: evidence maps (which pixels drove the decision). To make them: {command}")
+        command = run.command("explain", "--split", run.split)
+        words.append(f"Not done: evidence maps (which pixels drove the decision). To make them: `{command}`")
     numbers = {
         "images": [
             {"image_id": name, "prob_true": prob, **(evidence[str(name)][1] if str(name) in evidence else {})}
@@ -98,6 +98,8 @@ def _evidence(run: Run, cases: Cases) -> dict[str, tuple[Picture, dict[str, Any]
 
 def samples(run: Run) -> Section:
     title, stored = "Generated images and their nearest training images", run.arrays("samples.npz")
+    if stored is None and not run.has_image_score:
+        return Section("samples", title, missing="the run has no score of the pixels, so it draws no images")
     if stored is None:
         return Section("samples", title, missing="no images were generated", command=run.command("sample"))
     galleries = []

@@ -23,7 +23,7 @@ def training(run: Run) -> Section:
     losses = log.dropna(subset=["step", "loss"])
     if losses.empty:
         return Section(
-            "training", title, missing="there is no training log", command=run.command("train", "--resume")
+            "training", title, missing="there is no training log", command=run.command("train --resume")
         )
     caption = "The thin line shows every record, the thick line a running mean. The loss says nothing about the classes."
     panels = [Panel(figures.training_loss(losses["step"].to_numpy(), losses["loss"].to_numpy()), caption)]
