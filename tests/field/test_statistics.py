@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -340,3 +343,20 @@ def test_a_share_is_said_to_be_all_or_none_only_where_it_is():
 def test_a_small_p_is_less_than_not_equal_to_less_than():
     """S8: "p = <0.001"."""
     assert p_words(0.0004) == "p < 0.001" and p_words(0.0312) == "p = 0.031"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/benchmarks.md"])
+def test_where_one_ratio_of_cost_stands_the_other_stands_too(page) -> None:
+    """S4: one image at a time, and with the paper's evaluations in batches; both as they were measured."""
+    project = Path(__file__).parents[2]
+    found = json.loads((project / "benchmarks/results/speed-breastmnist.json").read_text(encoding="utf-8"))[
+        "runs"
+    ][0]
+    alone, batched = (
+        f"{ratio:.0f}"
+        for ratio in (found["speedup_vs_paper_cpu"], found["paper_in_batches"]["speedup_of_default"])
+    )
+    paragraphs = (project / page).read_text(encoding="utf-8").split("\n\n")
+    told = [text for text in paragraphs if re.search(rf"\b{alone} times", text)]
+    assert told
+    assert all(re.search(rf"\b{batched}\b", text) for text in told)

@@ -41,13 +41,16 @@ def pictures(tmp_path_factory):
 
 def test_the_readme_example_runs_as_printed(run, pictures, monkeypatch, tmp_path, capsys):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "open_run" in block)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "case.png" in block]
+    assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "breast").symlink_to(run.path)
     Path("case.png").write_bytes(pictures[0].read_bytes())
-    exec(compile(code, "README.md", "exec"), {})
-    assert re.search(r"\[\[0\.\d+", capsys.readouterr().out)
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"case.png: \w+\n  benign 0\.\d+ ± 0\.\d+\n", printed)
+    assert re.search(r"\[\[0\.\d+", printed)
 
 
 def test_an_image_alone_or_among_others_gives_the_same_numbers(run):
