@@ -33,7 +33,7 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
 from scorebayes.data import read_image
 from scorebayes.errors import DataError
@@ -151,9 +151,18 @@ def of_npy(path: Path) -> Other:
 
 
 def of_dicom(path: Path) -> Other:
-    """pydicom's modality and VOI LUT; padding is left out of the comparison."""
+    """pydicom's modality and VOI LUT, or palette; padding is left out of the comparison. What pydicom passes over is put
+    where it looks: window and rescaling of an enhanced object, and bits that lie higher up."""
     dataset = pydicom.dcmread(path)
-    stored = dataset.pixel_array
+    for groups in dataset.get("SharedFunctionalGroupsSequence") or ():
+        for name in ("FrameVOILUTSequence", "PixelValueTransformationSequence"):
+            dataset.update(groups[name].value[0] if name in groups else {})
+    shift = dataset.get("HighBit", dataset.BitsStored - 1) + 1 - dataset.BitsStored
+    if shift:
+        dataset.BitsStored = dataset.BitsAllocated
+    stored = dataset.pixel_array >> shift
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        return Other(apply_color_lut(stored, dataset).astype(float), 1e-4, up_to_scale=True)
     values = apply_modality_lut(stored, dataset).astype(np.float64)
     where = np.ones(stored.shape, bool)
     if "PixelPaddingValue" in dataset:
