@@ -35,6 +35,13 @@ def progress_shown(shown: bool = True) -> Iterator[None]:
         _shown.reset(token)
 
 
+def began(work: str) -> None:
+    """The first word of some work, before the libraries are loaded that take seconds."""
+    if _shown.get():
+        sys.stderr.write(f"{work} ...\n")
+        sys.stderr.flush()
+
+
 @contextmanager
 def progress_bar(
     title: str, total: int, done: int = 0, *, limit: float | None = None, patience: float = 0.0

@@ -62,6 +62,32 @@ def cpu_seconds(script: str) -> tuple[float, str]:
     return float(done.stderr.split()[-1]), done.stdout
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="the CPU time of another process is read from /proc"
+)
+def test_the_first_word_comes_before_the_libraries(tmp_path: Path) -> None:
+    """U8: a command that needs torch says at once what it does."""
+    words = [
+        sys.executable,
+        "-c",
+        "from scorebayes.cli.main import main; main()",
+        "predict",
+        str(tmp_path),
+        "x.png",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(
+        words, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        rest = process.stderr.read()
+    assert first == "predict ...\n"
+    assert "not a run directory" in rest
+    assert (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") < 1.5
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["train", "--help"], ["data", "check", "--help"]], ids=" ".join
 )

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from scorebayes.errors import Stopped
-from scorebayes.progress import progress_shown
+from scorebayes.progress import began, progress_shown
 
 DONE, FAULT, USAGE, SOME_UNANSWERED, STOPPED = 0, 1, 2, 3, 128
 EXIT_CODES = (
@@ -54,6 +54,7 @@ def face(
     def run(*, as_json: bool, quiet: bool, **arguments: Any) -> None:
         try:
             with progress_shown(not quiet), _stoppable():
+                began(function.__name__.removesuffix("_command"))
                 told = function(**arguments)
         except Stopped as stop:
             remedy = resume if isinstance(resume, str) else resume(arguments)
