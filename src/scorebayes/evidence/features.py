@@ -27,9 +27,9 @@ from scorebayes.diffusion.draws import Draws
 from scorebayes.diffusion.likelihood import Denoising, Likelihood
 from scorebayes.diffusion.nets.unet import UNet
 from scorebayes.diffusion.score import Denoiser, ScoreModel
-from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Evidence, Home, Map, PixelMaps, TrainingImages
 from scorebayes.evidence.encoders import DEFAULT_ENCODER, DEFAULT_SIDE, EncoderName, open_encoder
+from scorebayes.evidence.encoders.note import Note
 from scorebayes.evidence.feature_maps import FeatureMaps, MapExamples
 from scorebayes.evidence.learned_score import (
     best_score,
@@ -38,7 +38,6 @@ from scorebayes.evidence.learned_score import (
     split_draws,
     weighted_class_score,
 )
-from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.cost import score_step_cost
@@ -105,12 +104,12 @@ class Features(Evidence):
             log_snr_mean=log_snr_mean, log_snr_std=log_snr_std, uniform=0.0, flip=False, augment=0.0,
             validate_every=validate_every, val_images=of_run.val_images,
         )  # fmt: skip
-        self._learned_by = {
-            "encoder": encoder, "sha256": self.encoder.sha256, "fingerprint": self.encoder.fingerprint,
+        options = {
             "size": size, "components": components,
             "steps": self.settings.steps, "batch": batch, "lr": lr, "warmup": warmup, "ema": ema, "dropout": dropout,
             "channels": list(channels), "log_snr_mean": log_snr_mean, "log_snr_std": log_snr_std, "shift": shift,
         }  # fmt: skip
+        self.note = Note(self.folder, self.name, self.encoder, options)
         self.estimator = Denoising(levels=levels, repeats=passes, mean=mean, std=std, flips=False)
 
     # -- learning -------------------------------------------------------------------------------------------------
@@ -134,11 +133,7 @@ class Features(Evidence):
             MapExamples(val, maps, val_maps, self.shift),
         )  # fmt: skip
         fit(plan)
-        about = {
-            "learned_by": self._learned_by, "licence": self.encoder.licence, "pretrained_on": self.encoder.pretrained_on,
-            "kept_variance": float(maps.basis["kept_variance"]), "seconds": time.perf_counter() - start,
-        }  # fmt: skip
-        write_atomically(self.folder / "about.json", json.dumps(about, indent=1) + "\n")
+        self.note.write(kept_variance=float(maps.basis["kept_variance"]), seconds=time.perf_counter() - start)
         return {}
 
     def _new_denoiser(self) -> Denoiser:
@@ -151,31 +146,11 @@ class Features(Evidence):
 
     @property
     def learned(self) -> bool:
-        """ConfigError where it was learned with other options than the configuration has now."""
-        if not (self.folder / "about.json").exists():
-            return False
-        before = self.about["learned_by"]
-        changed = [
-            f"{key}: {of} -> {self._learned_by[key]}"
-            for key, of in before.items()
-            if of != self._learned_by[key]
-            and key != "encoder"  # which is known by its weights, wherever they lie
-        ]
-        if changed:
-            raise ConfigError(
-                f"{self.folder}: learned with other options ({'; '.join(changed)}).",
-                "Restore them in [evidence.features], or train in a new directory.",
-            )
-        return True
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Options, licence of the encoder, share of the variance that the components keep, seconds of learning."""
-        return json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        return self.note.vouches()
 
     @property
     def seconds(self) -> float:
-        return float(self.about["seconds"])
+        return float(self.note.read()["seconds"])
 
     @property
     def multiply_adds(self) -> int:

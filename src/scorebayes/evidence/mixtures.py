@@ -26,6 +26,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from scorebayes.data.load import ImageSet
+from scorebayes.evidence.base import TrainingImages
+
 NOISES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # shares of the noised features' variance
 CLUSTERS = (1, 4, 16)  # of a class
 LEAST_IMAGES = 4  # of a cluster, in the mean
@@ -58,6 +61,19 @@ class Mixtures(NamedTuple):
         found = (away @ self.slopes.T).double() + self.offsets
         per_class = found.split(torch.bincount(self.classes).tolist(), dim=1)
         return self.temperature * torch.stack([of.logsumexp(dim=1) for of in per_class], dim=1)
+
+
+def images_to_cluster(images: TrainingImages, n_classes: int, seed: int) -> ImageSet | None:
+    """The training images and further ones without labels, at most so many as are worth their cost; None where a class has
+    none, since it would have no mixture."""
+    train = images.train
+    if np.bincount(train.labels[train.labels >= 0], minlength=n_classes).min() == 0:
+        return None
+    if (more := images.more()) is not None:
+        train = ImageSet(
+            np.concatenate([train.images, more.images]), train.bits, train.records + more.records
+        )
+    return train.subset(some_of_all_classes(train.labels, MOST_IMAGES, seed))
 
 
 def some_of_all_classes(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorebayes.data.load import ImageSet
 from scorebayes.decision.table import Block
 from scorebayes.diffusion.likelihood import Likelihood
 from scorebayes.errors import ConfigError
@@ -36,14 +35,14 @@ from scorebayes.evidence.encoders import (
     of_both_views,
     open_encoder,
 )
+from scorebayes.evidence.encoders.note import Note
 from scorebayes.evidence.gradients import integrated_gradients
 from scorebayes.evidence.mixtures import (
     CLUSTERS,
-    MOST_IMAGES,
     Mixtures,
     fit_mixtures,
+    images_to_cluster,
     parts_by_patient,
-    some_of_all_classes,
 )
 from scorebayes.progress import progress_bar
 from scorebayes.storage.atomic import write_atomically
@@ -72,22 +71,14 @@ class Pooled(Evidence):
         self.home = home
         self.folder = home.path / "pooled"
         self.encoder = open_encoder(encoder, size, home.device)
-        self._learned_by = {
-            "encoder": encoder, "sha256": self.encoder.sha256, "fingerprint": self.encoder.fingerprint, "size": size,
-        }  # fmt: skip
+        self.note = Note(self.folder, self.name, self.encoder, {"size": size})
 
     def fit(self, images: TrainingImages) -> Mapping[str, Mapping[str, Any]]:
         """Images without a label take part where there are some."""
-        home, train = self.home, images.train
-        counts = np.bincount(train.labels[train.labels >= 0], minlength=len(home.classes))
-        if self.learned or counts.min() == 0:  # a class without images has no mixture
+        home, start = self.home, time.perf_counter()
+        train = None if self.learned else images_to_cluster(images, len(home.classes), home.seed)
+        if train is None:
             return {}
-        start, more = time.perf_counter(), images.more()
-        if more is not None:
-            train = ImageSet(
-                np.concatenate([train.images, more.images]), train.bits, train.records + more.records
-            )
-        train = train.subset(some_of_all_classes(train.labels, MOST_IMAGES, home.seed))
         found = []
         with torch.no_grad(), progress_bar("pooled features", len(train)) as advance:
             for first in range(0, len(train), IMAGES_AT_A_TIME):
@@ -96,11 +87,7 @@ class Pooled(Evidence):
         mixtures = fit_pooled(torch.cat(found), train.labels, train.patients, home.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, safetensors.torch.save(mixtures.arrays()))
-        about = {
-            "learned_by": self._learned_by, "licence": self.encoder.licence, "pretrained_on": self.encoder.pretrained_on,
-            "seconds": time.perf_counter() - start,
-        }  # fmt: skip
-        write_atomically(self.folder / "about.json", json.dumps(about, indent=1) + "\n")
+        self.note.write(seconds=time.perf_counter() - start)
         return {}
 
     @property
@@ -109,30 +96,11 @@ class Pooled(Evidence):
 
     @property
     def learned(self) -> bool:
-        """ConfigError where it was learned with another encoder than the configuration has now."""
-        if not (self.folder / "about.json").exists():
-            return False
-        before = self._about["learned_by"]
-        changed = [
-            f"{key}: {of} -> {self._learned_by[key]}"
-            for key, of in before.items()
-            if of != self._learned_by[key]
-            and key != "encoder"  # which is known by its weights, wherever they lie
-        ]
-        if changed:
-            raise ConfigError(
-                f"{self.folder}: learned with another encoder ({'; '.join(changed)}).",
-                "Restore it in [evidence.pooled], or train in a new directory.",
-            )
-        return True
-
-    @property
-    def _about(self) -> dict[str, Any]:
-        return json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        return self.note.vouches()
 
     @property
     def seconds(self) -> float:
-        return float(self._about["seconds"])
+        return float(self.note.read()["seconds"])
 
     @cached_property
     def mixtures(self) -> PooledMixtures:

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorebayes.data.load import ImageSet
 from scorebayes.decision.table import Block
 from scorebayes.diffusion.likelihood import Likelihood
 from scorebayes.errors import ConfigError, command
@@ -31,11 +30,10 @@ from scorebayes.evidence.base import Evidence, Home, PixelMaps, TrainingImages
 from scorebayes.evidence.gradients import integrated_gradients
 from scorebayes.evidence.mixtures import (
     CLUSTERS,
-    MOST_IMAGES,
     Mixtures,
     fit_mixtures,
+    images_to_cluster,
     parts_by_patient,
-    some_of_all_classes,
 )
 from scorebayes.evidence.scattering import FINEST, on_grid, scattering
 from scorebayes.progress import progress_bar
@@ -57,16 +55,10 @@ class Wavelets(Evidence):
 
     def fit(self, images: TrainingImages) -> Mapping[str, Mapping[str, Any]]:
         """Images without a label take part where there are some."""
-        home, train = self.home, images.train
-        counts = np.bincount(train.labels[train.labels >= 0], minlength=len(home.classes))
-        if self.learned or counts.min() == 0:  # a class without images has no mixture
+        home, start = self.home, time.perf_counter()
+        train = None if self.learned else images_to_cluster(images, len(home.classes), home.seed)
+        if train is None:
             return {}
-        start, more = time.perf_counter(), images.more()
-        if more is not None:
-            train = ImageSet(
-                np.concatenate([train.images, more.images]), train.bits, train.records + more.records
-            )
-        train = train.subset(some_of_all_classes(train.labels, MOST_IMAGES, home.seed))
         found = []
         with progress_bar("wavelets", len(train)) as advance:
             for first in range(0, len(train), IMAGES_AT_A_TIME):
