@@ -205,7 +205,7 @@ def test_predictions_from_elsewhere_are_compared_with_every_model(done, tmp_path
     # Both seeds in one table: an image in both test splits has two answers, and keeps the first here and there.
     own = rows[rows["model"] == OURS].drop_duplicates("image_id")
     own[["image_id", "prob_malignant"]].to_csv(table, index=False)
-    output = CliRunner().invoke(app, ["compare", str(results), str(table)], catch_exceptions=False).output
+    output = CliRunner().invoke(app, ["compare", str(results), str(table)], catch_exceptions=False).stdout
     assert output.startswith("test AUC ") and output.count("minus ") == len(found["models"])
     compared = compare_predictions(results, table)
     first = rows[(rows["model"] == OURS) & (rows["seed"] == 0)]

@@ -114,7 +114,7 @@ def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypat
 
     def half_unlabelled(source):
         return [
-            dataclasses.replace(r, label=None if i % 4 < 2 else r.label)
+            dataclasses.replace(r, label=None if i % 8 < 4 else r.label)
             for i, r in enumerate(records(source))
         ]
 
