@@ -256,7 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument(
-        "--out", type=Path, help="write the counts, and every file that is not right, as JSON"
+        "--out", type=Path, help="write the counts, the reasons and every file that is wrong as JSON"
     )
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
@@ -294,7 +294,7 @@ def main() -> int:
         "files": len(files),
         "counts": dict(counts),
         "reasons": {kind: dict(found) for kind, found in reasons.items()},
-        "not right": {path: found for path, found in outcomes.items() if found[0] != "right"},
+        "wrong": {path: why for path, (kind, why) in outcomes.items() if kind == "wrong"},
     }
     if options.out:
         options.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -79,7 +79,7 @@ def test_numbers_that_are_damaged_or_of_another_encoder_are_refused(path, tmp_pa
         open_run(tmp_path / "damaged", "cpu").sources["pooled"].fingerprint()
     about = tmp_path / "other" / "pooled" / "about.json"
     about.write_text(about.read_text().replace('"size": 64', '"size": 96'))
-    with pytest.raises(ConfigError, match=r"another encoder .size: 96 -> 64"):
+    with pytest.raises(ConfigError, match=r"other options .size: 96 -> 64"):
         _ = open_run(tmp_path / "other", "cpu").sources
 
 
