@@ -54,9 +54,10 @@ def evaluate(run_dir: RunDir, split: Split = "test", estimator: Estimator = "") 
     Example: scorebayes evaluate runs/breast --split test
     """
     from scorebayes.stages import evaluate as stage
+    from scorebayes.stages.score import suffix
 
     metrics = stage.evaluate(open_run_dir(run_dir, "cpu"), split, estimator)
-    written = run_dir / f"metrics-{split}{f'.{estimator}' if estimator else ''}.json"
+    written = run_dir / f"metrics-{split}{suffix(estimator)}.json"
     words = f"{metrics_words(metrics)}\nmetrics: {written}\nnext: {command('report', run_dir)}"
     facts = {"run": run_dir, "written": written, **metrics}
     return Told(facts, words, shift_warnings(run_dir, metrics), _code(metrics["failed"]))

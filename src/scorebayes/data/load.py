@@ -244,7 +244,7 @@ def _in_processes(
         running: dict[Future[Outcome], Job] = {}
         with _pool(source, prepare, workers) as pool:
             if pool is None:
-                yield from _in_turn(source, prepare, jobs)
+                yield from _in_turn(source, prepare, list(reversed(waiting)))
                 return
             try:
                 while waiting or running:

@@ -13,7 +13,7 @@ from scorebayes.decision.posterior import bayes
 from scorebayes.decision.table import OK, EvidenceTable
 from scorebayes.errors import DataError
 from scorebayes.runs.run import Run
-from scorebayes.tasks.classify import Classification
+from scorebayes.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def answer(run: Run, image: str | Path | NDArray) -> Answer:
         x, key, warning = run.read(image)
     except DataError as error:
         return Answer(**about, reason=f"quarantined: {error}")
-    table, task = run.evidence(x, [key]), Classification()
+    table, task = run.evidence(x, [key]), task_of(run)
     found = task.answers(run, table, run.decision, pixels=run.restore(x))
     row = task.abstain(found, run.decision).iloc[0]
     return Answer(**about, warning=warning, **_judged(row), **_told(run, table, row))
