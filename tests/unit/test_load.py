@@ -126,6 +126,22 @@ def test_where_no_worker_can_start_the_images_are_read_without(tmp_path: Path, m
     assert images.keys == ("a",) and len(rejected) == 1
 
 
+def test_where_no_worker_can_start_again_only_what_is_left_is_read_without(
+    tmp_path: Path, monkeypatch
+) -> None:
+    from scorebayes.data import load as module
+
+    starts, works = [], module._works
+    monkeypatch.setattr(
+        module, "_works", lambda pool: starts.append(pool) is None and len(starts) == 1 and works(pool)
+    )
+    source = write(tmp_path / "data", "a-crash", *"bcdefgh")
+    images, rejected = load(source, source.records(), PREPARE, workers=1)
+    assert len(starts) > 1
+    assert sorted([*images.keys, *(r.image_id for r in rejected)]) == ["a-crash", *"bcdefgh"]
+    assert {"f", "g", "h"} <= set(images.keys)
+
+
 def test_the_second_start_reads_the_cache_and_not_the_files(tmp_path: Path, monkeypatch) -> None:
     source = write(tmp_path / "data", "a", "b", "c")
     records = source.records()
