@@ -162,6 +162,7 @@ def test_the_same_remainder_is_the_same_seed():
     """T2: seeds are taken modulo 2^32 in one place."""
     layers = {"data": {"source": DATA}, "prepare": {"size": 16}}
     assert resolve({**layers, "seed": 2**32 + 7}).seed == resolve({**layers, "seed": 7}).seed == 7
+    assert type(resolve({**layers, "seed": np.int64(7)}).seed) is int
 
 
 # -- anywhere -----------------------------------------------------------------------------------------------------------

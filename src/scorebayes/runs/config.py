@@ -12,6 +12,7 @@ import inspect
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -231,11 +232,11 @@ def resolve(
 def checked_seed(seed: Any) -> int:
     """A seed of any size as one that all libraries take: the remainder by 2^32. ConfigError for anything but a whole number
     from 0 on."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ConfigError(
             f"seed must be a whole number >= 0, got {seed!r}.", "Choose one, or leave it out for 0."
         )
-    return seed % 2**32
+    return int(seed) % 2**32
 
 
 def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
