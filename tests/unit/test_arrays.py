@@ -36,6 +36,13 @@ def test_patients_and_splits_are_kept_and_unknown_labels_too(tmp_path):
     assert list(split_patients(records).values()) == split.tolist()
 
 
+@pytest.mark.parametrize("name", ["patient", "patient_id", "subject"])
+def test_patients_go_by_the_names_that_tables_give_them(tmp_path, name):
+    """Passed over in silence, one person's images would lie in two splits."""
+    records = open_source(kept(tmp_path, **{name: np.arange(8) // 2})).records()
+    assert [r.patient_id for r in records] == list("00112233")
+
+
 def test_the_positive_class_goes_by_its_name_or_as_asked(tmp_path):
     text = kept(tmp_path, classes=["malignant", "benign"])
     assert open_source(text).info.positive == 0

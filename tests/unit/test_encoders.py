@@ -331,3 +331,14 @@ def test_the_command_takes_an_encoder_from_a_folder(model, tmp_path):
     arguments = ["train", "--data", DATA, "--out", str(tmp_path / "run"), "--encoder", f"hf:{model}x"]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, ConfigError) and "no such folder" in str(result.exception)
+
+
+def test_what_was_asked_last_is_not_computed_again(monkeypatch):
+    encoder, calls = open_encoder("lite0", 64, torch.device("cpu")), []
+    whole = type(encoder.frozen).map
+    monkeypatch.setattr(type(encoder.frozen), "map", lambda net, x: calls.append(len(x)) or whole(net, x))
+    one, other = torch.rand(2, 3, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    first = [encoder(x) for x in (one, other, one, other)]
+    assert calls == [3, 3] and torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1])
+    encoder(one.clone().requires_grad_()).sum().backward()
+    assert calls == [3, 3, 3]

@@ -11,6 +11,7 @@ import torch
 from fixtures.tiny_run import train_tiny
 from typer.testing import CliRunner
 
+from scorebayes.baselines import fit_baseline, open_baseline
 from scorebayes.cli.main import app
 from scorebayes.data import open_source
 from scorebayes.errors import ConfigError
@@ -59,7 +60,7 @@ def test_grey_is_the_same_picture_in_all_channels():
 
 def test_components_of_the_training_cells_are_uncorrelated_and_of_unit_variance(run):
     maps = run.sources["features"].feature_maps
-    raw = maps.of_images(run.images("train"), "features").float()
+    raw = torch.cat([*maps.encoded.of_images(run.images("train"), "features")]).float()
     cells = maps.whitened(raw).permute(0, 1, 3, 4, 2).reshape(-1, maps.shape[0]).double()
     assert maps.shape == (6, 4, 4)
     torch.testing.assert_close(cells.mean(0), torch.zeros(6).double(), atol=2e-2, rtol=0)
@@ -68,16 +69,18 @@ def test_components_of_the_training_cells_are_uncorrelated_and_of_unit_variance(
 
 
 def test_maps_are_encoded_once_and_a_damaged_cache_again(run, monkeypatch):
-    maps, images = run.sources["features"].feature_maps, run.images("train")
-    before = maps.of_images(images, "features")
+    encoded, images = run.sources["features"].encoded, run.images("train")
+
+    def maps() -> torch.Tensor:
+        return torch.cat([*encoded.of_images(images, "features")])
+
+    before = maps()
     with monkeypatch.context() as patch:
-        patch.setattr(maps, "encoder", None)
-        patch.setattr(type(maps), "encoded", lambda *_: pytest.fail("encoded again"))
-        patch.setattr(maps, "encoder", open_encoder("lite0", 64, CPU))
-        torch.testing.assert_close(maps.of_images(images, "features"), before)
+        patch.setattr(type(encoded), "__call__", lambda *_: pytest.fail("encoded again"))
+        torch.testing.assert_close(maps(), before)
     for file in (run.path / "cache" / "features").iterdir():
         file.write_bytes(b"cut")
-    torch.testing.assert_close(maps.of_images(images, "features"), before)
+    torch.testing.assert_close(maps(), before)
 
 
 def test_a_map_of_cells_is_spread_over_the_pixels_and_keeps_its_sum():
@@ -147,3 +150,15 @@ def test_who_asks_for_a_score_of_the_pixels_gets_one(layer):
     assert found["evidence"]["sources"] == ["pixels", "wavelets"] and found["prepare"]["size"] == 64
     assert "features" in suggested(112, {"train": {"steps": 9}})["evidence"]["sources"]
     assert "pixels" in suggested(112, preset="paper")["evidence"]["sources"]
+
+
+@pytest.mark.parametrize(("name", "length"), [("logistic-on-features", 1280), ("logistic-on-statistics", 224)])
+def test_regressions_stand_on_the_same_encoder_as_the_run(run, name, length):
+    fitted = fit_baseline(run, name)
+    assert fitted.record["encoder"]["sha256"] == run.sources["features"].encoder.sha256
+    kept, images = open_baseline(open_run(run.path, "cpu"), name), run.images("val")
+    assert kept.net.layer.weight.shape == (2, length)
+    x = run.standardise(images.images[:4])
+    with torch.no_grad():
+        torch.testing.assert_close(kept.logits(x), fitted.logits(x), rtol=0, atol=1e-9)
+        torch.testing.assert_close(kept.logits(x.flip(-1)), kept.logits(x), rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from fixtures.tiny_run import finish, train_tiny
 from sklearn.metrics import roc_auc_score
 
 from scorebayes.errors import ConfigError
+from scorebayes.evidence.feature_maps import statistics
 from scorebayes.evidence.pooled import PooledMixtures, fit_pooled
 from scorebayes.report import write_report
 from scorebayes.runs.run import open_run
@@ -41,6 +42,17 @@ def test_classes_are_told_apart_whatever_else_varies_and_numbers_are_kept():
     torch.testing.assert_close(PooledMixtures.of(found.arrays())(test), values, rtol=0, atol=0)
     z = (train - found.centre) @ found.axes
     torch.testing.assert_close(z.T @ z / N, torch.eye(z.shape[1]).double(), atol=1e-6, rtol=0)
+
+
+def test_statistics_are_of_the_cells_and_of_both_views():
+    maps = torch.randn(3, 2, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = statistics(maps)
+    cells = maps.double().flatten(3)
+    expected = torch.cat([cells.mean(3), cells.std(3, unbiased=False)], dim=2).mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(statistics(maps.flip(1).flip(-1)), found)
+    even = torch.zeros(1, 2, 5, 4, 4, requires_grad=True)
+    assert torch.autograd.grad(statistics(even).sum(), even)[0].isfinite().all()
 
 
 def test_unlabelled_images_enter_the_covariance_alone():
@@ -74,7 +86,7 @@ def test_a_run_on_pooled_features_alone_states_its_encoder(path):
 def test_numbers_that_are_damaged_or_of_another_encoder_are_refused(path, tmp_path):
     for name in ("damaged", "other"):
         shutil.copytree(path, tmp_path / name)
-    (tmp_path / "damaged" / "pooled" / "mixtures.safetensors").write_bytes(b"cut")
+    (tmp_path / "damaged" / "pooled" / "mixtures-of-statistics.safetensors").write_bytes(b"cut")
     with pytest.raises(ConfigError, match="damaged"):
         open_run(tmp_path / "damaged", "cpu").sources["pooled"].fingerprint()
     about = tmp_path / "other" / "pooled" / "about.json"

@@ -41,7 +41,8 @@ BASELINES: dict[str, Kind] = {
     "densenet121": Network("DenseNet-121", densenet121, "features"),
     "efficientnet-b0": Network("EfficientNet-B0", efficientnet_b0, "_bn1"),
     "vit": Network("ViT", vit, "map", rates=(1e-4, 3e-4, 1e-3)),
-    "logistic-on-features": LogisticOnFeatures(),
+    "logistic-on-features": LogisticOnFeatures(of_statistics=False),
+    "logistic-on-statistics": LogisticOnFeatures(of_statistics=True),
     "fine-tuned": FineTuned("fine-tuned encoder", only_last_block=False),
     "fine-tuned-last-block": FineTuned("fine-tuned encoder, last block only", only_last_block=True),
 }

@@ -8,7 +8,10 @@ BENCHMARKS = {
     "ddsm64": "DDSM, 64 x 64",
     "phantom": "Synthetic mammograms",
 }
-PRETRAINED = {"breastmnist-224": "BreastMNIST, 224 pixels, pretrained features"}
+PRETRAINED = {
+    "breastmnist-224": "BreastMNIST, 224 pixels, pretrained features",
+    "cbis-128": "CBIS-DDSM, whole views at 128 pixels, pretrained features",
+}
 """Benchmarks whose models start from weights trained on other images; on tables of their own."""
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
 REFERENCE = "resnet18"
@@ -38,6 +41,7 @@ TITLES = {
     "hog-svm": "HOG + SVM",
     "logistic": "logistic regression on pixels",
     "logistic-on-features": "logistic regression on pretrained features",
+    "logistic-on-statistics": "logistic regression on statistics of pretrained features",
     "fine-tuned": "the encoder, fine-tuned",
     "fine-tuned-last-block": "the encoder, its last block fine-tuned",
 }

@@ -214,7 +214,7 @@ def baseline(
         typer.Argument(
             metavar="NAME",
             help="logistic, hog-svm, resnet18, resnet50, densenet121, efficientnet-b0, vit, logistic-on-features, "
-            "fine-tuned or fine-tuned-last-block.",
+            "logistic-on-statistics, fine-tuned or fine-tuned-last-block.",
         ),
     ],
     steps: Annotated[

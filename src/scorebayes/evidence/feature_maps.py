@@ -1,8 +1,9 @@
-"""From images to whitened feature maps: encode an image and its mirror image, and keep the principal components."""
+"""From images to an encoder's maps of the image and its mirror image, and from these to statistics or principal components."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,22 +26,57 @@ from scorebayes.storage.digest import sha256_of
 
 IMAGES_AT_A_TIME = 16  # that the encoder sees in one call
 LEAST_VARIANCE = 1e-6  # of a component, as a share of the first
+LEAST_SQUARE = 1e-12  # the derivative of a root at zero is infinite
+
+
+class EncodedMaps:
+    """The maps of an encoder. size: side of the images that the encoder sees."""
+
+    def __init__(self, home: Home, encoder: Encoder, size: int) -> None:
+        self.home, self.encoder, self.size = home, encoder, size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standardised images [N, C, S, S] -> maps of the image and of its mirror image [N, 2, F, h, w]. The gradient passes
+        through."""
+        return of_both_views(self.encoder, x, self.home.scaling[:2])
+
+    def of_images(self, images: ImageSet, title: str) -> Iterator[Tensor]:
+        """Of prepared images, batch by batch in half precision; kept in the run's cache by content."""
+        store = _Store(self.home, self.encoder.kind, self.encoder.fingerprint, self.size)
+        with progress_bar(title, len(images)) as advance:
+            for first in range(0, len(images), IMAGES_AT_A_TIME):
+                levels = images.images[first : first + IMAGES_AT_A_TIME]
+                maps = store.read(levels)
+                if maps is None:
+                    with torch.no_grad():
+                        maps = self(self.home.standardise(levels)).half()
+                    store.write(levels, maps)
+                yield maps
+                advance(min(first + IMAGES_AT_A_TIME, len(images)), "")
+
+
+def statistics(maps: Tensor) -> Tensor:
+    """Maps [N, 2, F, h, w] -> mean and standard deviation of every feature over the cells, averaged over the image and its
+    mirror image: [N, 2F] float64. The gradient passes through."""
+    cells = maps.double().flatten(3)
+    deviation = (cells.var(dim=3, unbiased=False) + LEAST_SQUARE).sqrt()
+    return torch.cat([cells.mean(dim=3), deviation], dim=2).mean(dim=1)
 
 
 class FeatureMaps:
     """The maps of an encoder, and their principal components.
 
-    path: of the file with the components. size: side of the images that the encoder sees. components: how many are kept.
+    path: of the file with the components. components: how many are kept.
     """
 
-    def __init__(self, home: Home, encoder: Encoder, path: Path, size: int, components: int) -> None:
-        self.home, self.encoder, self.path = home, encoder, path
-        self.size, self.components = size, components
+    def __init__(self, encoded: EncodedMaps, path: Path, components: int) -> None:
+        self.encoded, self.path, self.components = encoded, path, components
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of a whitened map: components, height, width."""
-        return len(self.basis["axes"]), self.encoder.cells, self.encoder.cells
+        cells = self.encoded.encoder.cells
+        return len(self.basis["axes"]), cells, cells
 
     @property
     def sha256(self) -> str:
@@ -51,11 +87,6 @@ class FeatureMaps:
         """Standardised images [N, C, S, S] -> whitened maps of image and mirror image [N, 2, K, h, w], with gradient."""
         return self.whitened(self.encoded(x))
 
-    def encoded(self, x: Tensor) -> Tensor:
-        """Standardised images [N, C, S, S] -> maps of the encoder, of the image and of its mirror image [N, 2, F, h, w]. The
-        gradient passes through."""
-        return of_both_views(self.encoder, x, self.home.scaling[:2])
-
     def whitened(self, maps: Tensor) -> Tensor:
         """[N, 2, F, h, w] -> principal components of unit variance [N, 2, K, h, w]."""
         centred = maps - self.basis["mean"][:, None, None]
@@ -65,25 +96,9 @@ class FeatureMaps:
     def basis(self) -> dict[str, Tensor]:
         """mean [F] and axes [K, F] of the features. ConfigError where they are lost."""
         if not self.path.exists():
-            finish = command("train", "--resume", self.home.path)
+            finish = command("train", "--resume", self.encoded.home.path)
             raise ConfigError(f"{self.path}: missing.", f"Finish the run with `{finish}`.")
         return safetensors.torch.load_file(self.path)
-
-    def of_images(self, images: ImageSet, title: str) -> Tensor:
-        """Maps of the encoder of prepared images, [N, 2, F, h, w] in half precision; kept in the run's cache by content."""
-        store = _Store(self.home, self.encoder.kind, self.encoder.fingerprint, self.size)
-        found = []
-        with progress_bar(title, len(images)) as advance:
-            for first in range(0, len(images), IMAGES_AT_A_TIME):
-                levels = images.images[first : first + IMAGES_AT_A_TIME]
-                maps = store.read(levels)
-                if maps is None:
-                    with torch.no_grad():
-                        maps = self.encoded(self.home.standardise(levels)).half()
-                    store.write(levels, maps)
-                found.append(maps)
-                advance(min(first + IMAGES_AT_A_TIME, len(images)), "")
-        return torch.cat(found)
 
     def learn(self, maps: Tensor) -> None:
         """Principal axes of the cells of the training maps, scaled to unit variance."""

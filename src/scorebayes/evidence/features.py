@@ -30,7 +30,7 @@ from scorebayes.diffusion.score import Denoiser, ScoreModel
 from scorebayes.evidence.base import Evidence, Home, Map, PixelMaps, TrainingImages
 from scorebayes.evidence.encoders import DEFAULT_ENCODER, DEFAULT_SIDE, EncoderName, open_encoder
 from scorebayes.evidence.encoders.note import Note
-from scorebayes.evidence.feature_maps import FeatureMaps, MapExamples
+from scorebayes.evidence.feature_maps import EncodedMaps, FeatureMaps, MapExamples
 from scorebayes.evidence.learned_score import (
     best_score,
     frozen_in_float32,
@@ -94,9 +94,8 @@ class Features(Evidence):
         self.folder = home.path / "features"
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.encoder = open_encoder(encoder, size, home.device)
-        self.feature_maps = FeatureMaps(
-            home, self.encoder, self.folder / "components.safetensors", size, components
-        )
+        self.encoded = EncodedMaps(home, self.encoder, size)
+        self.feature_maps = FeatureMaps(self.encoded, self.folder / "components.safetensors", components)
         self.channels, self.dropout, self.shift = channels, dropout, shift
         of_run = home.train_settings
         self.settings = TrainConfig(
@@ -122,8 +121,8 @@ class Features(Evidence):
         self.folder.mkdir(parents=True, exist_ok=True)
         maps = self.feature_maps
         train_maps, val_maps = (
-            maps.of_images(train, "features of train"),
-            maps.of_images(val, "features of val"),
+            torch.cat([*self.encoded.of_images(of, f"features of {name}")])
+            for of, name in ((train, "train"), (val, "val"))
         )
         maps.learn(train_maps)
         home = self.home
@@ -173,7 +172,7 @@ class Features(Evidence):
     def fingerprint(self, likelihood: Likelihood | None = None) -> str:
         asked = self.estimator if likelihood is None or likelihood.kind == "class-score" else likelihood
         content = [
-            self.checkpoints.best()["sha256"], self.encoder.kind, self.encoder.fingerprint, self.feature_maps.size,
+            self.checkpoints.best()["sha256"], self.encoder.kind, self.encoder.fingerprint, self.encoded.size,
             self.feature_maps.sha256,
             repr(asked), repr(self.home.build("noise")), *map(repr, self.home.scaling), self.home.seed,
         ]  # fmt: skip

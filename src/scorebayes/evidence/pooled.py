@@ -1,4 +1,4 @@
-"""The pooled features: Gaussian mixtures (``mixtures``) of one vector of features that an encoder gives for a whole image.
+"""The pooled features: Gaussian mixtures (``mixtures``) of the mean and deviation of an encoder's features over the image.
 
 What the source of the wavelets is to the pixels, this is to a pretrained encoder: learned in seconds once the images
 are encoded, without a network of its own, and exact. An image and its mirror image are one: their vectors are averaged. The
@@ -28,14 +28,9 @@ from scorebayes.decision.table import Block
 from scorebayes.diffusion.likelihood import Likelihood
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Evidence, Home, PixelMaps, TrainingImages
-from scorebayes.evidence.encoders import (
-    DEFAULT_ENCODER,
-    DEFAULT_SIDE,
-    EncoderName,
-    of_both_views,
-    open_encoder,
-)
+from scorebayes.evidence.encoders import DEFAULT_ENCODER, DEFAULT_SIDE, EncoderName, open_encoder
 from scorebayes.evidence.encoders.note import Note
+from scorebayes.evidence.feature_maps import EncodedMaps, statistics
 from scorebayes.evidence.gradients import integrated_gradients
 from scorebayes.evidence.mixtures import (
     CLUSTERS,
@@ -44,7 +39,6 @@ from scorebayes.evidence.mixtures import (
     images_to_cluster,
     parts_by_patient,
 )
-from scorebayes.progress import progress_bar
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.training.settings import Count
 
@@ -53,7 +47,6 @@ COMPONENTS = (
     64,
 )  # few are better with few labels, many with many; their mean is never far from the better one
 LEAST_SPREAD = 1e-3  # of a component, as a share of the first
-IMAGES_AT_A_TIME = 16
 
 
 class Pooled(Evidence):
@@ -71,6 +64,7 @@ class Pooled(Evidence):
         self.home = home
         self.folder = home.path / "pooled"
         self.encoder = open_encoder(encoder, size, home.device)
+        self.encoded = EncodedMaps(home, self.encoder, size)
         self.note = Note(self.folder, self.name, self.encoder, {"size": size})
 
     def fit(self, images: TrainingImages) -> Mapping[str, Mapping[str, Any]]:
@@ -79,12 +73,9 @@ class Pooled(Evidence):
         train = None if self.learned else images_to_cluster(images, len(home.classes), home.seed)
         if train is None:
             return {}
-        found = []
-        with torch.no_grad(), progress_bar("pooled features", len(train)) as advance:
-            for first in range(0, len(train), IMAGES_AT_A_TIME):
-                found.append(self._features(home.standardise(train.images[first : first + IMAGES_AT_A_TIME])))
-                advance(min(first + IMAGES_AT_A_TIME, len(train)), "")
-        mixtures = fit_pooled(torch.cat(found), train.labels, train.patients, home.seed)
+        each = self.encoded.of_images(train, "pooled features")
+        features = torch.cat([statistics(maps) for maps in each])
+        mixtures = fit_pooled(features, train.labels, train.patients, home.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, safetensors.torch.save(mixtures.arrays()))
         self.note.write(seconds=time.perf_counter() - start)
@@ -92,7 +83,9 @@ class Pooled(Evidence):
 
     @property
     def _path(self) -> Path:
-        return self.folder / "mixtures.safetensors"
+        return (
+            self.folder / "mixtures-of-statistics.safetensors"
+        )  # before, in another file, of other features
 
     @property
     def learned(self) -> bool:
@@ -119,7 +112,7 @@ class Pooled(Evidence):
             numbers,
             self.encoder.kind,
             self.encoder.fingerprint,
-            self.encoder.side,
+            self.encoded.size,
             *map(repr, self.home.scaling),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -151,12 +144,8 @@ class Pooled(Evidence):
             shared[None], np.zeros(x.shape[2:]), np.zeros(1), np.full(1, np.nan), whole - float(shared.sum())
         )
 
-    def _features(self, x: Tensor) -> Tensor:
-        """Standardised images [N, C, S, S] -> [N, F] float64; the gradient passes through."""
-        return of_both_views(self.encoder.pooled, x.cpu(), self.home.scaling[:2]).mean(dim=1).double()
-
     def _values(self, x: Tensor) -> Tensor:
-        return self.mixtures(self._features(x))
+        return self.mixtures(statistics(self.encoded(x)))
 
 
 class PooledMixtures(NamedTuple):

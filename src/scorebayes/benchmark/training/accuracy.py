@@ -37,7 +37,7 @@ from scorebayes.benchmark.training.summary import (
     part_entries,
     val_log_loss,
 )
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError
 from scorebayes.runs.device import environment
 from scorebayes.runs.run import open_run
 from scorebayes.storage.atomic import write_atomically
@@ -58,7 +58,7 @@ def run_one_seed(
 
     ``keep_ours``: the baselines alone. Returns the run directory. Errors as of ``run_benchmark``.
     """
-    benchmark, source, stem = _asked(name, data_root, baselines, quick)
+    benchmark, source, stem = _asked(name, data_root, runs, baselines, quick)
     folder, tuned = runs / stem, None
     if seed:
         tuned = open_run(folder / "seed-0")
@@ -89,7 +89,7 @@ def run_benchmark(
     results as well and do not train our model. DataError if the data are missing or the kept results are for other images,
     ConfigError for an unknown baseline, or if the kept results are missing or had another budget or other seeds.
     """
-    benchmark, source, stem = _asked(name, data_root, baselines, quick)
+    benchmark, source, stem = _asked(name, data_root, runs, baselines, quick)
     path = results / f"{stem}.json"
     flags = {"--keep": keep and not keep_ours, "--keep-ours": keep_ours, "--quick": quick}
     budget = {
@@ -164,15 +164,13 @@ def run_benchmark(
 
 
 def _asked(
-    name: str, data_root: Path, baselines: Sequence[str] | None, quick: bool
+    name: str, data_root: Path, runs: Path, baselines: Sequence[str] | None, quick: bool
 ) -> tuple[Benchmark, str, str]:
     """A benchmark with these baselines, its source, and what its files are called."""
     benchmark = BENCHMARKS[name]
     if baselines is not None:
         benchmark = replace(benchmark, baselines=require_known(baselines))
-    source = benchmark.source.format(root=data_root.resolve())
-    if source != benchmark.source and not Path(source.partition(":")[2]).exists():
-        raise DataError(f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root.")
+    source = benchmark.located(data_root, runs)
     return (benchmark.quick(), source, f"{name}-quick") if quick else (benchmark, source, name)
 
 

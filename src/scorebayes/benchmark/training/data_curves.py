@@ -40,7 +40,7 @@ from scorebayes.benchmark.training.summary import (
 from scorebayes.data import open_source
 from scorebayes.data.base import Record, SourceInfo
 from scorebayes.data.split import largest_per_class, split_patients, subsample
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError
 from scorebayes.runs.device import environment
 from scorebayes.runs.run import Run
 from scorebayes.storage.atomic import write_atomically
@@ -194,7 +194,7 @@ def measure_curve(study: Study, data_root: Path, runs: Path, results: Path, figu
 
     Returns the path of the JSON file. DataError if the data are absent or too few for a value.
     """
-    world = _World.of(study, data_root)
+    world = _World.of(study, data_root, runs)
     points = []
     for value in study.values:
         folder = runs / "curves" / study.title / f"{study.vary}-{shown(value)}"
@@ -227,12 +227,8 @@ class _World:
     per_class: int | None
 
     @staticmethod
-    def of(study: Study, data_root: Path) -> _World:
-        text = study.benchmark.source.format(root=data_root.resolve())
-        if text != study.benchmark.source and not Path(text.partition(":")[2]).exists():
-            raise DataError(
-                f"{text.partition(':')[2]}: no such file.", "Name the data root with --data-root."
-            )
+    def of(study: Study, data_root: Path, runs: Path) -> _World:
+        text = study.benchmark.located(data_root, runs)
         source = open_source(text)
         records = source.records()
         per_class = None

@@ -7,7 +7,7 @@ All choices are made on training and validation images; the test split is read o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from scorebayes.baselines import BASELINES, fit_baseline, predict_baseline, read
 from scorebayes.benchmark.names import MORE, OURS, alone
 from scorebayes.benchmark.stored.answers import Answers
 from scorebayes.benchmark.stored.posteriors import class_indices
+from scorebayes.benchmark.training.cbis_128 import cbis_128
 from scorebayes.decision.calibration import fit_calibration
 from scorebayes.decision.posterior import bayes
 from scorebayes.errors import DataError
@@ -42,13 +43,14 @@ well. The hybrid loss was tried in its place and lost on held-out training image
 class Benchmark:
     """A data set under the data root, the budget every seed gets, and the baselines that are compared with.
 
+    source: KIND:PATH, with {root} for the data root; or what makes such a file of the data root in a folder and says so.
     network_steps: of the baselines' networks; None: what costs as many multiply-adds as the training of our model.
     free_steps: how many of our steps use no label: they see all images of the training split (``pretrain``), and the
     others start from there; 0: all use labels. layer: configuration that differs from the preset's. more: [likelihood] of a
     variant that spends more on an image; None: there is none.
     """
 
-    source: str
+    source: str | Callable[[Path, Path], str]
     steps: int = 1000
     preset: str = "small"
     baselines: tuple[str, ...] = tuple(name for name, kind in BASELINES.items() if not kind.pretrained)
@@ -56,6 +58,17 @@ class Benchmark:
     free_steps: int = 0
     layer: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] | None = field(default_factory=lambda: dict(MORE_LIKELIHOOD))
+
+    def located(self, data_root: Path, runs: Path) -> str:
+        """KIND:PATH of the data. DataError where they are missing."""
+        if not isinstance(self.source, str):
+            return self.source(data_root, runs / "data")
+        source = self.source.format(root=data_root.resolve())
+        if source != self.source and not Path(source.partition(":")[2]).exists():
+            raise DataError(
+                f"{source.partition(':')[2]}: no such file.", "Name the data root with --data-root."
+            )
+        return source
 
     def quick(self) -> Benchmark:
         """A try of a few minutes, to see that all works: its figures mean nothing."""
@@ -75,12 +88,15 @@ class Benchmark:
 
 ON_FEATURES = {
     "prepare": {"size": 224},
-    "evidence": {"sources": ["features", "wavelets"]},
+    "evidence": {"sources": ["features", "wavelets", "pooled"]},
 }
 """At real resolution, on the features of a pretrained encoder: never to be mixed with models from random weights."""
 
 FROM_LABEL_FREE = {"lr": 1e-3, "warmup": 20, "validate_every": 50}
 """[train] where the weights are good already and the labels are to be learned (docs/decisions/0009)."""
+
+ON_SAME_FEATURES = ("logistic-on-features", "logistic-on-statistics", "fine-tuned", "fine-tuned-last-block")
+"""The baselines that start from the same encoder."""
 
 BENCHMARKS = {
     "breastmnist": Benchmark("medmnist:{root}/medmnist/breastmnist.npz"),
@@ -90,8 +106,15 @@ BENCHMARKS = {
     "breastmnist-224": Benchmark(
         "medmnist:{root}/busi/breastmnist_224.npz",
         steps=750,
-        baselines=("logistic-on-features", "fine-tuned", "fine-tuned-last-block"),
+        baselines=ON_SAME_FEATURES,
         layer=ON_FEATURES,
+        more=None,
+    ),
+    "cbis-128": Benchmark(
+        cbis_128,
+        steps=750,
+        baselines=ON_SAME_FEATURES,
+        layer={**ON_FEATURES, "prepare": {"steps": ["robust-window"]}},
         more=None,
     ),
 }

@@ -6,7 +6,8 @@
     patients  [N] ids; without them, and where one is empty or "nan", an image stands alone
     split     [N] "train", "val" or "test"; without it, it is drawn by patient
 
-The last three may be left out. Images may also be [N, 1, H, W], [N, 3, H, W] or [N, H, W, 1], the other arrays [N, 1].
+The last three may be left out; patients may also be called patient, patient_id, subject and the like, as in a table.
+Images may also be [N, 1, H, W], [N, 3, H, W] or [N, H, W, 1], the other arrays [N, 1].
 Other whole numbers, such as int64, are read at 8 bits where none is above 255, else at 16; ``bits`` says otherwise.
 """
 
@@ -24,11 +25,12 @@ from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.names import class_key, clean, has_label, known_patients, one_spelling
 from scorebayes.data.pixels.npy import npz_names, read_npz
 from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
-from scorebayes.data.sources.folder import positive_class
+from scorebayes.data.sources.folder import PATIENT_COLUMN, positive_class
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.storage.atomic import replacing
 
-REQUIRED, OPTIONAL = ("images", "labels"), ("classes", "patients", "split")
+REQUIRED, OPTIONAL = ("images", "labels"), ("classes", "split")
+PATIENTS = ("patients", *PATIENT_COLUMN.split("|"))  # names of one array, best first
 
 
 class Arrays:
@@ -98,11 +100,13 @@ def save_arrays(
     *,
     classes: Sequence[str],
     patients: ArrayLike | None = None,
+    split: ArrayLike | None = None,
 ) -> None:
-    """Write such a file. ``images`` [N, H, W] or [N, H, W, 3]; ``labels`` and ``patients`` [N]."""
+    """Write such a file. ``images`` [N, H, W] or [N, H, W, 3]; ``labels``, ``patients`` and ``split`` [N]."""
     arrays: dict[str, Any] = {"images": images, "labels": labels, "classes": np.array(classes, dtype=str)}
-    if patients is not None:
-        arrays["patients"] = np.asarray(patients).astype(str)
+    for name, values in (("patients", patients), ("split", split)):
+        if values is not None:
+            arrays[name] = np.asarray(values).astype(str)
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -111,9 +115,13 @@ def save_arrays(
 def _load(path: Path, _mtime: int, bits: int | None) -> Mapping[str, NDArray]:
     """The arrays, checked; labels are numbers and the classes always there. ``guessed``: whether the depth of the images is
     taken from their values, since their type does not tell it."""
-    if {"train_images", "train_labels"} <= set(npz_names(path)):
+    names = npz_names(path)
+    if {"train_images", "train_labels"} <= {*names}:
         raise DataError(f"{path} is a MedMNIST file.", f"Open it as medmnist:{path}.")
-    arrays = read_npz(path, REQUIRED, OPTIONAL)
+    of_patients = next((name for name in PATIENTS if name in names), PATIENTS[0])
+    arrays = read_npz(path, REQUIRED, (*OPTIONAL, of_patients))
+    if of_patients in arrays:
+        arrays["patients"] = arrays.pop(of_patients)
     images = as_stack(arrays["images"], f"{path}: images")
     arrays["images"] = unsigned(images, f"{path}: images", bits)
     for name in ("labels", "patients", "split"):
@@ -121,14 +129,14 @@ def _load(path: Path, _mtime: int, bits: int | None) -> Mapping[str, NDArray]:
             arrays[name] = _one_per_image(arrays[name], f"{path}: {name}", len(images))
     if "classes" in arrays:
         arrays["classes"] = _names(arrays["classes"], f"{path}: classes")
-    arrays["labels"], names = _numbered(arrays["labels"], arrays.get("classes"), f"{path}: labels")
+    arrays["labels"], classes = _numbered(arrays["labels"], arrays.get("classes"), f"{path}: labels")
     n_classes = max(2, 1 + int(arrays["labels"].max()))
-    if len(np.unique(names)) != names.size or names.size < n_classes:
+    if len(np.unique(classes)) != classes.size or classes.size < n_classes:
         raise DataError(
-            f"{path}: classes is {names.tolist()}, but labels go up to {int(arrays['labels'].max())}.",
+            f"{path}: classes is {classes.tolist()}, but labels go up to {int(arrays['labels'].max())}.",
             "Give every class a different name.",
         )
-    return arrays | {"classes": names, "guessed": np.array(arrays["images"].dtype != images.dtype)}
+    return arrays | {"classes": classes, "guessed": np.array(arrays["images"].dtype != images.dtype)}
 
 
 def _one_per_image(array: NDArray, name: str, n_images: int) -> NDArray:

@@ -41,8 +41,9 @@ from scorebayes.errors import ConfigError, DataError
 
 REQUIRED = ("path|file|image", "label|class|pathology")
 EXTRA = ("density", "vendor", "lesion_type")
+PATIENT_COLUMN = "patient_id|patient|subject_id|subject|participant_id|participant"
 OPTIONAL = (
-    "patient_id|patient|subject_id|subject|participant_id|participant",
+    PATIENT_COLUMN,
     "split",
     "view",
     "laterality",

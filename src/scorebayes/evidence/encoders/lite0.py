@@ -44,6 +44,10 @@ class Lite0(TorchEncoder):
         return self.side // 16  # halved four times; a line that is left over is dropped
 
     @property
+    def channels(self) -> int:  # type: ignore[override]
+        return 112
+
+    @property
     def pooled_features(self) -> int:  # type: ignore[override]
         return 1280
 

@@ -88,8 +88,12 @@ class OnnxFile:
         return self._probed.shape[-1]
 
     @property
-    def pooled_features(self) -> int:
+    def channels(self) -> int:
         return self._probed.shape[1]
+
+    @property
+    def pooled_features(self) -> int:
+        return self.channels
 
     @cached_property
     def _probed(self) -> Tensor:
