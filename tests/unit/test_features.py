@@ -18,6 +18,7 @@ from scorebayes.errors import ConfigError
 from scorebayes.evidence.encoders import lite0, open_encoder
 from scorebayes.evidence.features import spread_over_pixels
 from scorebayes.runs import inputs
+from scorebayes.runs.config import resolve
 from scorebayes.runs.run import open_run
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def run(path):
 def test_the_encoder_knows_its_weights_and_refuses_others(monkeypatch, tmp_path):
     encoder = open_encoder("lite0", 64, CPU)
     maps = encoder(torch.rand(2, 1, 40, 40))
-    assert maps.shape == (2, 112, encoder.cells, encoder.cells) == (2, 112, 4, 4)
+    assert maps.shape == (2, encoder.channels, encoder.cells, encoder.cells) == (2, 232, 4, 4)
     assert encoder.pooled(torch.rand(2, 3, 64, 64)).shape == (2, encoder.pooled_features)
     monkeypatch.setattr(lite0.Lite0, "WEIGHTS", "0" * 64)
     lite0._weights.cache_clear()
@@ -124,15 +125,33 @@ def suggested(size: int, *layers, preset="small"):
 
 def test_large_images_get_features_by_default_and_small_ones_do_not(monkeypatch):
     large, small = suggested(112), suggested(64)
-    assert large["evidence"] == {"sources": ["features", "wavelets"]} and large["prepare"]["size"] == 112
+    assert (
+        large["evidence"] == {"sources": ["features", "wavelets", "pooled"]}
+        and large["prepare"]["size"] == 112
+    )
     assert "evidence" not in small and small["prepare"]["size"] == 64
     scratch = suggested(112, {"evidence": {"sources": ["pixels", "wavelets"]}})
     assert scratch["evidence"]["sources"] == ["pixels", "wavelets"] and scratch["prepare"]["size"] == 64
     named = suggested(64, {"evidence": {"features": {"encoder": "lite0"}}})
-    assert named["evidence"]["sources"] == ["features", "wavelets"]
+    assert named["evidence"]["sources"] == ["features", "wavelets", "pooled"]
     monkeypatch.setattr(inputs.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"scorebayes\[encoder\]"):
         assert suggested(112)["prepare"]["size"] == 64
+
+
+def test_an_encoder_that_is_named_for_one_source_holds_for_the_others():
+    layer = {
+        "data": {"source": "phantom"},
+        "prepare": {"size": 64},
+        "evidence": {"sources": ["features", "wavelets", "pooled"]},
+    }
+    layer["evidence"] |= {"features": {"encoder": "timm:some", "size": 96}}
+    sections = resolve(layer).sections["evidence"]
+    assert sections["pooled"] == {"encoder": "timm:some", "size": 96} and "wavelets" not in sections
+    layer["evidence"]["pooled"] = {"size": 64}
+    sections = resolve(layer).sections["evidence"]
+    assert sections["pooled"] == {"encoder": "timm:some", "size": 64}
+    assert sections["features"]["size"] == 96
 
 
 @pytest.mark.parametrize(
@@ -152,7 +171,9 @@ def test_who_asks_for_a_score_of_the_pixels_gets_one(layer):
     assert "pixels" in suggested(112, preset="paper")["evidence"]["sources"]
 
 
-@pytest.mark.parametrize(("name", "length"), [("logistic-on-features", 1280), ("logistic-on-statistics", 224)])
+@pytest.mark.parametrize(
+    ("name", "length"), [("logistic-on-features", 1280), ("logistic-on-statistics", 464)]
+)
 def test_regressions_stand_on_the_same_encoder_as_the_run(run, name, length):
     fitted = fit_baseline(run, name)
     assert fitted.record["encoder"]["sha256"] == run.sources["features"].encoder.sha256

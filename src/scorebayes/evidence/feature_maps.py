@@ -1,4 +1,4 @@
-"""From images to an encoder's maps of the image and its mirror image, and from these to statistics or principal components."""
+"""From images to an encoder's maps of image and mirror image, and from these to statistics or principal components."""
 
 from __future__ import annotations
 

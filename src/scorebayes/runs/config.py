@@ -133,6 +133,7 @@ _PLAIN: dict[str, Callable] = {
     "train": TrainConfig,
     "prior": PriorConfig,
 }
+_OF_ENCODER = ("encoder", "size")  # named for one source, they hold for all that say nothing else
 _FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
 
 
@@ -289,7 +290,11 @@ def _resolved_evidence(table: Mapping[str, Any]) -> dict[str, Any]:
     )
     EvidenceConfig(**checked)
     named = [name for name in EVIDENCE if name in options or name in checked["sources"]]
-    of_sources = {name: _checked(f"evidence.{name}", options.get(name, {}), EVIDENCE[name]) for name in named}
+    shared = {key: of[key] for key in _OF_ENCODER for of in options.values() if key in of}
+    for name in named:
+        takes = inspect.signature(EVIDENCE[name]).parameters
+        options[name] = {key: shared[key] for key in shared if key in takes} | dict(options.get(name, {}))
+    of_sources = {name: _checked(f"evidence.{name}", options[name], EVIDENCE[name]) for name in named}
     return _plain_values(checked) | {name: _plain_values(of) for name, of in of_sources.items() if of}
 
 

