@@ -20,6 +20,7 @@ from scorebayes.cli.benchmark import app as benchmark_app
 from scorebayes.cli.common import SOURCES, Device, metrics_words, shift_warnings
 from scorebayes.cli.data import app as data_app
 from scorebayes.cli.face import AGAIN, DONE, EXIT_CODES, FAULT, Told, aligned, face, say
+from scorebayes.cli.whole import all_command
 from scorebayes.errors import ScoreBayesError
 
 app = typer.Typer(
@@ -107,6 +108,7 @@ def demo(
 
 
 app.command()(face(learn.train, resume=learn.go_on))
+app.command("all")(face(all_command, resume=AGAIN))
 for command, resume in (
     (learn.tune, ""), (answer.score, AGAIN), (learn.baseline, AGAIN), (answer.evaluate, ""), (learn.recalibrate, ""),
     (answer.predict, ""), (answer.explain, ""), (answer.sample, ""), (answer.report, ""), (doctor, ""), (demo, AGAIN),
