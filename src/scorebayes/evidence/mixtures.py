@@ -199,7 +199,7 @@ def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: Parts, clusters: int, 
                 logs = sharpness * values + components.log_weights
                 held_out[noise, sharpness][rows] = np.logaddexp.reduceat(logs, of_class, axis=1)
     share = 1 / (len(counts) * counts[y])
-    losses = {}
+    losses: dict[_Choice, float] = {}
     for of, values in held_out.items():
         log_prob = log_softmax(TEMPERATURES[:, None, None] * values, axis=2)[:, np.arange(len(y)), y]
         losses |= dict(
