@@ -28,6 +28,7 @@ from scorebayes.stages import train as stages
 from scorebayes.stages.sequential import decide_sequentially
 from scorebayes.training import loop as training
 
+ALONE = {"evidence": {"sources": ["pixels"]}}  # where it is about the training of the network
 CHEAPER = {"bound": {"levels": 4}, "flow": {"steps": 4}, "paper": {"rtol": 1e-2, "atol": 1e-2}}
 
 
@@ -85,7 +86,7 @@ def test_the_device_refuses_what_others_refuse(device):
 
 def test_training_comes_to_the_same_weights(run, device, tmp_path):
     assert next(run.score.denoiser.parameters()).device.type == device.type
-    stores = run.checkpoints, trained(tmp_path / "here", torch.device("cpu")).checkpoints
+    stores = run.checkpoints, trained(tmp_path / "here", torch.device("cpu"), **ALONE).checkpoints
     there, here = (store.best() for store in stores)
     assert (there["step"], there["val_log_loss"]) == (
         here["step"],
@@ -104,14 +105,14 @@ def test_a_stopped_training_goes_on_to_the_same_weights(run, device, tmp_path, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_step", stopped)
-        trained(tmp_path / "run", device)
-    again = stages.train(tmp_path / "run", DATA, [LAYER], "tiny", device, resume=True)
+        trained(tmp_path / "run", device, **ALONE)
+    again = stages.train(tmp_path / "run", DATA, [LAYER, ALONE], "tiny", device, resume=True)
     assert again.checkpoints.best()["sha256"] == run.checkpoints.best()["sha256"]
 
 
 @pytest.mark.parametrize("train", [{"null_label": 1.0}, {"cross_entropy": 0.1, "micro_batch": 4}], ids=str)
 def test_every_way_of_training_runs(device, tmp_path, train):
-    assert trained(tmp_path / "run", device, train={"steps": 2} | train).checkpoints.entries("step")
+    assert trained(tmp_path / "run", device, train={"steps": 2} | train, **ALONE).checkpoints.entries("step")
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

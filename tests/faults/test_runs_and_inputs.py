@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from fixtures.native_trees import CANARY, breast, inbreast, write_dicom
-from fixtures.tiny_run import LAYER, train_tiny
+from fixtures.tiny_run import LAYER, train_tiny, trained_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -37,11 +37,12 @@ from scorebayes.training import loop as training
 from scorebayes.training.state import write_log
 
 CPU = torch.device("cpu")
+ALONE = {"sources": ["pixels"]}  # where it is about the network's training
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("runs") / "run")
+    return trained_tiny(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture
@@ -79,10 +80,10 @@ def test_a_directory_that_cannot_be_made_or_written_stops_before_work(tmp_path, 
 def test_a_start_that_was_broken_off_is_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "create_run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(tmp_path / "run")
+        train_tiny(tmp_path / "run", evidence=ALONE)
     assert (tmp_path / "run" / "split.parquet").exists()
     monkeypatch.undo()
-    assert train_tiny(tmp_path / "run", resume=True).calibration.n > 0
+    assert train_tiny(tmp_path / "run", resume=True, evidence=ALONE).calibration.n > 0
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it(tmp_path, monkeypatch):
@@ -97,12 +98,15 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on_from_it(tm
 
     monkeypatch.setattr(checkpoint, "save_file", disk_full)
     with pytest.raises(ConfigError, match="No space left on device"):
-        train_tiny(tmp_path / "run")
+        train_tiny(tmp_path / "run", evidence=ALONE)
     monkeypatch.undo()
     kept = open_run(tmp_path / "run").checkpoints
     assert [entry["step"] for entry in kept.entries("state")] == [4]
     assert not list(kept.folder.glob("*.partial"))
-    assert train_tiny(tmp_path / "run", resume=True).checkpoints.entries("state")[-1]["step"] == 12
+    assert (
+        train_tiny(tmp_path / "run", resume=True, evidence=ALONE).checkpoints.entries("state")[-1]["step"]
+        == 12
+    )
 
 
 def test_a_log_that_cannot_be_written_costs_a_warning_only():
@@ -121,7 +125,7 @@ def test_a_memory_too_small_for_one_image_is_an_error_with_an_estimate(tmp_path,
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    run = train_tiny(tmp_path / "run", train={**LAYER["train"], "minutes": 10.0})
+    run = train_tiny(tmp_path / "run", train={**LAYER["train"], "minutes": 10.0}, evidence=ALONE)
     assert run.checkpoints.entries("state")[-1]["step"] == 12
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.tiny_run import DATA, LAYER, train_tiny
+from fixtures.tiny_run import DATA, LAYER, train_tiny, trained_tiny
 from safetensors.torch import load_file
 
 from scorebayes import open_run
@@ -21,6 +21,7 @@ from scorebayes.stages import train as stages
 from scorebayes.training import loop as training
 
 ROOT = Path(__file__).parents[1]
+ALONE = {"sources": ["pixels"]}  # the wavelets are learned after the training that is disturbed here
 SCRIPT = """
 import signal, sys, time, torch
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
@@ -35,7 +36,7 @@ def slow_step(*args):
     Path({path!r} + f"-{{args[1].step}}").touch()
     return step(*args)
 training._step = slow_step
-train_tiny(Path({path!r}))
+train_tiny(Path({path!r}), evidence={alone!r})
 """
 
 
@@ -48,7 +49,7 @@ def final_weights(run):
 
 def start_and_wait_for(path: Path, step: int) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(tests=str(ROOT), path=str(path))],
+        [sys.executable, "-c", SCRIPT.format(tests=str(ROOT), path=str(path), alone=ALONE)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     manifest = path / "checkpoints" / "manifest.json"
@@ -65,8 +66,8 @@ def test_killed_and_resumed_the_weights_are_bitwise_those_of_an_undisturbed_run(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "calibration.json").exists()
-    resumed = train_tiny(tmp_path / "killed", resume=True)
-    undisturbed = train_tiny(tmp_path / "undisturbed")
+    resumed = train_tiny(tmp_path / "killed", resume=True, evidence=ALONE)
+    undisturbed = trained_tiny(tmp_path / "undisturbed", evidence=ALONE)
     a, b = final_weights(resumed), final_weights(undisturbed)
     assert a.keys() == b.keys()
     for name in a:
@@ -86,7 +87,10 @@ def test_a_signal_that_interrupts_saves_before_it_stops(tmp_path):
     assert process.wait(timeout=60) > 0  # an end of its own, not by the signal
     entries = open_run(tmp_path / "run").checkpoints.entries("state")
     assert 4 < entries[-1]["step"] < 12
-    assert train_tiny(tmp_path / "run", resume=True).checkpoints.entries("state")[-1]["step"] == 12
+    assert (
+        train_tiny(tmp_path / "run", resume=True, evidence=ALONE).checkpoints.entries("state")[-1]["step"]
+        == 12
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,18 +113,19 @@ def test_interrupted_anywhere_and_resumed_the_weights_are_those_of_an_undisturbe
 
     monkeypatch.setattr(training, where, interrupted)
     with pytest.raises(Stopped) as stopped:
-        train_tiny(tmp_path / "run")
+        train_tiny(tmp_path / "run", evidence=ALONE)
     assert stopped.value.where == f"at step {min(call - 1, 12) if where != 'what_is_logged' else 12} of 12"
     monkeypatch.undo()
     assert open_run(tmp_path / "run").checkpoints.entries("state")[-1]["step"] == saved
-    resumed, undisturbed = train_tiny(tmp_path / "run", resume=True), train_tiny(tmp_path / "undisturbed")
+    resumed = train_tiny(tmp_path / "run", resume=True, evidence=ALONE)
+    undisturbed = trained_tiny(tmp_path / "undisturbed", evidence=ALONE)
     a, b = final_weights(resumed), final_weights(undisturbed)
     assert all(torch.equal(a[name], b[name]) for name in b) and a.keys() == b.keys()
     assert resumed.checkpoints.best()["val_log_loss"] == undisturbed.checkpoints.best()["val_log_loss"]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
-    run = train_tiny(tmp_path / "run")
+    run = trained_tiny(tmp_path / "run")
     before = final_weights(run)
     newest = run.path / "checkpoints" / run.checkpoints.entries("state")[-1]["file"]
     newest.write_bytes(newest.read_bytes()[:-7])
@@ -131,7 +136,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 
 
 def test_a_directory_in_use_or_not_empty_is_refused(tmp_path):
-    run = train_tiny(tmp_path / "run")
+    run = trained_tiny(tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
         train_tiny(tmp_path / "run")
     with run.locked(), pytest.raises(ConfigError, match="another process"):
@@ -139,13 +144,13 @@ def test_a_directory_in_use_or_not_empty_is_refused(tmp_path):
 
 
 def test_resuming_under_another_configuration_names_the_difference(tmp_path):
-    train_tiny(tmp_path / "run")
+    trained_tiny(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"train\.lr: 0\.002 -> 0\.5"):
         train_tiny(tmp_path / "run", resume=True, train={**LAYER["train"], "lr": 0.5})
 
 
 def test_resumed_under_another_estimator_the_run_decides_as_its_directory_says(tmp_path):
-    before = train_tiny(tmp_path / "run").calibration.to_dict()
+    before = trained_tiny(tmp_path / "run").calibration.to_dict()
     resumed = train_tiny(tmp_path / "run", resume=True, likelihood={"levels": 4, "repeats": 3})
     stored = open_run(tmp_path / "run").calibration.to_dict()
     assert resumed.calibration.to_dict()["weights"] == stored["weights"] != before["weights"]
@@ -159,7 +164,7 @@ def test_a_loss_that_is_not_finite_rolls_back_at_half_the_rate(tmp_path, monkeyp
         return float("nan") if len(calls) == 7 else real(run, state, *rest)
 
     monkeypatch.setattr(training, "_step", sometimes_nan)
-    run = train_tiny(tmp_path / "run")
+    run = train_tiny(tmp_path / "run", evidence=ALONE)
     last = run.checkpoints.entries("state")[-1]
     assert last["step"] == 12 and last["rollbacks"] == 1 and last["rate_factor"] == 0.5
     assert calls[7] == 4  # back at the last checkpoint
@@ -182,22 +187,24 @@ def test_where_memory_ends_the_batch_goes_in_parts(tmp_path, monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(training, "_accumulate", small_memory)
-    run = train_tiny(tmp_path / "run", net={**LAYER["net"], "dropout": 0.0})
+    run = train_tiny(tmp_path / "run", net={**LAYER["net"], "dropout": 0.0}, evidence=ALONE)
     assert sizes == [8, 4, *[4] * 11]  # what fits is found once
     monkeypatch.undo()
-    whole = train_tiny(tmp_path / "whole", net={**LAYER["net"], "dropout": 0.0})
+    whole = train_tiny(tmp_path / "whole", net={**LAYER["net"], "dropout": 0.0}, evidence=ALONE)
     a, b = final_weights(run), final_weights(whole)
     assert all(torch.allclose(a[n].float(), b[n].float(), atol=1e-3) for n in a if n.startswith("model."))
 
 
 def test_the_time_cap_ends_training_in_a_usable_run(tmp_path):
-    run = train_tiny(tmp_path / "run", train={**LAYER["train"], "steps": 100_000, "minutes": 0.02})
+    run = train_tiny(
+        tmp_path / "run", train={**LAYER["train"], "steps": 100_000, "minutes": 0.02}, evidence=ALONE
+    )
     assert run.checkpoints.entries("state")[-1]["step"] < 100_000
     assert run.calibration.n > 0
 
 
 def test_data_that_changed_since_training_are_noticed(tmp_path):
-    run = train_tiny(tmp_path / "run")
+    run = trained_tiny(tmp_path / "run")
     split = run.split
     split.loc[0, "image_id"] = "not-there"
     split.to_parquet(run.path / "split.parquet")

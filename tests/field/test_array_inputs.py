@@ -20,7 +20,9 @@ SOURCE = open_source(DATA)
 RECORDS = SOURCE.records()
 X = np.stack([np.rint(255 * SOURCE.read(record)).astype(np.uint8) for record in RECORDS])
 Y = np.array([record.label for record in RECORDS])
-CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")}
+CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")} | {
+    "evidence": {"sources": ["pixels"]}
+}
 
 GREY = np.random.default_rng(0).integers(0, 256, (8, 12, 10), dtype=np.uint8)
 RGB = np.random.default_rng(1).integers(0, 256, (8, 12, 10, 3), dtype=np.uint8)

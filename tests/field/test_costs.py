@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import train_tiny, trained_tiny
 
 import scorebayes
 from scorebayes.diffusion.likelihood import flow as flow_module
 from scorebayes.diffusion.likelihood.flow import Flow
 from scorebayes.evidence import pixels
-from scorebayes.runs.run import open_run
 from scorebayes.training import loop, validate
 
 SOURCE = Path(scorebayes.__file__).parents[1]
@@ -112,8 +111,9 @@ def test_a_short_training_is_not_buried_in_validation():
     assert float(fit) < 5 * float(steps) + 3
 
 
-def looks(tmp_path: Path, monkeypatch, steps: int, **settings: int) -> tuple[int, int]:
-    """How often a training of so many steps of eight images validates, and how many images its choice of the noise sees."""
+def looks(tmp_path: Path, monkeypatch, steps: int, **settings: int) -> tuple[int, list[int]]:
+    """How often a training of so many steps of eight images validates, and how many images each later look sees: the choice
+    of the noise, where one is made, and the calibration."""
     seen: list[int] = []
     passes: list[int] = []
     monkeypatch.setattr(loop, "_accumulate", lambda *_: 0.5)
@@ -125,32 +125,41 @@ def looks(tmp_path: Path, monkeypatch, steps: int, **settings: int) -> tuple[int
         return real(self, x, *rest)
 
     monkeypatch.setattr(pixels.Pixels, "log_lik", asked)
-    train_tiny(tmp_path / f"run{steps}", train={"steps": steps, "batch": 8, "precision": "fp32", **settings})
-    return len(passes), seen[0]
+    of_training = {"steps": steps, "batch": 8, "precision": "fp32", **settings}
+    train_tiny(tmp_path / f"run{steps}", train=of_training, evidence={"sources": ["pixels"]})
+    return len(passes), seen
 
 
 def test_validation_is_as_frequent_as_the_training_is_long(tmp_path, monkeypatch):
-    """U8: no more often than every twenty steps, ten times in a training of ordinary length."""
-    few, chosen_on_few = looks(tmp_path, monkeypatch, 8, validate_every=0)
-    some, chosen_on_some = looks(tmp_path, monkeypatch, 60, validate_every=0)
-    assert (few, some) == (1, 3)
-    assert chosen_on_few < chosen_on_some
+    """U8: no more often than every twenty steps, ten times in a training of ordinary length; and never in one so short that
+    there is nothing to choose, whose validation images are seen once, for the calibration."""
+    one_set, (calibrated_on,) = looks(tmp_path, monkeypatch, 8, validate_every=0)
+    few, (chosen_on_few, _) = looks(tmp_path, monkeypatch, 21, validate_every=0)
+    some, (chosen_on_some, _) = looks(tmp_path, monkeypatch, 100, validate_every=0)
+    assert (one_set, few, some) == (0, 2, 5)
+    assert chosen_on_few < chosen_on_some <= calibrated_on
 
 
 def test_an_ordinary_training_looks_at_all_that_it_is_to_look_at():
     """U8: what short trainings save, ordinary ones do not."""
     from scorebayes.training.settings import TrainConfig
 
-    for settings in (TrainConfig(), TrainConfig(steps=200), TrainConfig(steps=800)):
+    for settings in (
+        TrainConfig(),
+        TrainConfig(steps=200),
+        TrainConfig(steps=800),
+        TrainConfig(validate_every=1000),
+    ):
+        assert validate.chooses(settings)
         assert validate.affordable_looks(settings) // 2 >= validate.FINAL_IMAGES
     ordinary = TrainConfig()
     assert validate.affordable_looks(ordinary) // 8 >= ordinary.val_images
-    assert loop.LEAST_STEPS_BETWEEN * loop.VALIDATIONS <= 200
+    assert validate.LEAST_STEPS_BETWEEN * validate.VALIDATIONS <= 200
 
 
 def test_the_way_of_the_derivatives_is_measured_once_a_run(tmp_path, monkeypatch):
     """S6: every image of a table of the flow takes the same mode, however often the run is asked."""
-    run = open_run(train_tiny(tmp_path / "run").path)
+    run = trained_tiny(tmp_path / "run")
     images = run.images("test").subset([0, 1])
     measured: list[object] = []
     real = flow_module.fastest_mode

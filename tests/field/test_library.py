@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fixtures.tiny_run import DATA, LAYER, finish, train_tiny, write_pictures
+from fixtures.tiny_run import DATA, LAYER, finish, trained_tiny, write_pictures
 
 import scorebayes
 from scorebayes.data import open_source, read_image
@@ -25,6 +25,8 @@ from scorebayes.sklearn import ScoreBayesClassifier
 from scorebayes.stages.predict import predict_files
 
 CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")}
+ALONE = CONFIG | {"evidence": {"sources": ["pixels"]}}
+SHORT = ALONE | {"train": LAYER["train"] | {"steps": 2}}
 SOURCE = open_source(DATA)
 RECORDS = SOURCE.records()
 X = np.stack([np.rint(255 * SOURCE.read(record)).astype(np.uint8) for record in RECORDS])
@@ -39,7 +41,12 @@ def tiny(**parameters) -> ScoreBayesClassifier:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return scorebayes.open_run(finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny")).path)
+    return scorebayes.open_run(finish(trained_tiny(tmp_path_factory.mktemp("runs") / "tiny")).path)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny().fit(X, Y, groups=PATIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +122,13 @@ def test_fit_is_silent_unless_it_is_asked_to_tell(capfd):
     """U10: verbose=0 prints nothing, verbose=1 says how far it is."""
     tiny().fit(X, Y, groups=PATIENTS)
     assert capfd.readouterr() == ("", "")
-    tiny(verbose=1).fit(X, Y, groups=PATIENTS)
+    tiny(verbose=1, config=ALONE).fit(X, Y, groups=PATIENTS)
     out, err = capfd.readouterr()
     assert out == "" and "train: 12 of 12" in err
 
 
-def test_answers_are_booleans(capfd):
+def test_answers_are_booleans(model):
     """U10: decided and typical are True or False, missing where there is no answer."""
-    model = tiny().fit(X, Y, groups=PATIENTS)
     noise = np.random.default_rng(0).integers(0, 256, (1, 16, 16), dtype=np.uint8)
     found = model.answers(np.concatenate([X[:6], noise]))
     in_words = predict_files(model.run_, [])
@@ -139,7 +145,7 @@ def test_answers_are_booleans(capfd):
 # -- seeds --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [5_000_000_000, 2**40 + 1, 2**31 - 1])
+@pytest.mark.parametrize("seed", [5_000_000_000, 2**31 - 1])
 def test_any_whole_number_is_a_seed(seed):
     """T2: a seed beyond 32 bits ends in a calibrated model, not in a crash after the whole training."""
     model = tiny(random_state=seed).fit(X, Y, groups=PATIENTS)
@@ -205,7 +211,7 @@ def ran(script: str, folder: Path | None = None) -> subprocess.CompletedProcess:
 
 def test_a_plain_script_fits_more_than_two_hundred_images(tmp_path):
     """T4: README's snippet as a file, without ``if __name__ == "__main__"``."""
-    done = ran(SCRIPT.format(config=CONFIG), tmp_path)
+    done = ran(SCRIPT.format(config=SHORT), tmp_path)
     assert done.stdout.split("\n")[:2] == ["script runs", "(2, 2)"]
 
 
@@ -220,7 +226,7 @@ def test_a_plain_script_reads_a_folder_by_worker_processes_that_do_not_run_it_ag
         pixels = rng.integers(0, 120, (16, 16), dtype=np.uint8)
         pixels[4:12, 4:12] += 80 * (row % 2)
         Image.fromarray(pixels).save(tmp_path / "images" / name / f"{row}.png")
-    done = ran(FOLDER_SCRIPT.format(config=CONFIG), tmp_path)
+    done = ran(FOLDER_SCRIPT.format(config=SHORT), tmp_path)
     assert done.stdout.count("script runs") == 1 and "Traceback" not in done.stderr
 
 
@@ -238,31 +244,25 @@ def state_of_the_process() -> tuple:
     )
 
 
-def test_fit_and_predict_leave_the_process_as_it_was():
-    """T5: random numbers of torch, NumPy and Python, threads, warning filters, signal handlers, environment."""
-    torch.manual_seed(123)
-    before = state_of_the_process()
-    model = tiny(config=CONFIG | {"net": {**CONFIG["net"], "dropout": 0.1}}).fit(X, Y, groups=PATIENTS)
-    assert state_of_the_process() == before
-    model.predict_proba(X[:3])
-    model.answers(X[:3])
-    assert state_of_the_process() == before
-
-
-def test_the_caller_s_random_numbers_change_nothing():
-    """T5: the model follows from random_state alone."""
+def test_fit_and_predict_leave_the_process_as_it_was_and_what_it_was_changes_nothing():
+    """T5: random numbers of torch, NumPy and Python, threads, warning filters, signal handlers, environment; the model
+    follows from random_state alone."""
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
+        before = state_of_the_process()
         model = tiny(config=CONFIG | {"net": {**CONFIG["net"], "dropout": 0.1}}).fit(X, Y, groups=PATIENTS)
+        assert state_of_the_process() == before
         found.append(model.predict_proba(X[:3]))
+        model.answers(X[:3])
+        assert state_of_the_process() == before
     np.testing.assert_array_equal(*found)
 
 
-def test_threads_fit_side_by_side_as_they_would_alone():
+def test_threads_fit_side_by_side_as_they_would_alone(model):
     """T5: fit works outside of the main thread, and two of them do not disturb each other."""
-    alone, found = tiny().fit(X, Y, groups=PATIENTS).predict_proba(X[:3]), {}
+    alone, found = model.predict_proba(X[:3]), {}
 
     def work(name: int) -> None:
         found[name] = tiny().fit(X, Y, groups=PATIENTS).predict_proba(X[:3])

@@ -210,7 +210,9 @@ def test_oversampled_images_train_without_groups(tmp_path) -> None:
     rng = np.random.default_rng(0)
     base = rng.integers(0, 256, (24, 16, 16), dtype=np.uint8)
     rows = np.concatenate([np.arange(24), rng.integers(0, 24, 24)])
-    config = {name: LAYER[name] for name in ("net", "train", "likelihood")}
+    config = {name: LAYER[name] for name in ("net", "train", "likelihood")} | {
+        "evidence": {"sources": ["pixels"]}
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = ScoreBayesClassifier("tiny", config=config, device="cpu", random_state=6).fit(

@@ -16,7 +16,9 @@ Y = np.arange(32) % 2
 
 
 def tiny() -> ScoreBayesClassifier:
-    config = {name: LAYER[name] for name in ("net", "train", "likelihood")}
+    config = {name: LAYER[name] for name in ("net", "train", "likelihood")} | {
+        "evidence": {"sources": ["pixels"]}
+    }
     return ScoreBayesClassifier("tiny", config=config, device="cpu", random_state=6)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.tables import one_source
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 from scipy.special import expit
 
 from scorebayes import metrics
@@ -218,7 +218,7 @@ def place(path, n_patients: int, seed: int) -> str:
 def elsewhere(tmp_path_factory):
     """A run, recalibrated on 60 images of another place, and further images from there."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    run = train_tiny(folder / "run")
+    run = trained_tiny(folder / "run")
     found = recalibrate(run, place(folder / "there.npz", 30, seed=21), folder / "there")
     images = run.reader.labelled(place(folder / "further.npz", 150, seed=22))
     return run, found, score_images(run, images, run.likelihood, lambda *_: None), run.pixels(images)

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from fixtures.terminal import CONFIG, RUN, TRAIN
-from fixtures.tiny_run import DATA, LAYER, train_tiny
+from fixtures.tiny_run import DATA, LAYER, train_tiny, trained_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -270,7 +270,7 @@ def test_a_table_is_replaced_whole_or_not_at_all(call, place, monkeypatch):
 @pytest.mark.parametrize("cut", [1, 2, 20, 60])
 def test_a_log_cut_at_its_end_does_not_stop_resuming(tmp_path, cut):
     """T3: a cut last line of train.jsonl stopped --resume."""
-    run = train_tiny(tmp_path / "run")
+    run = trained_tiny(tmp_path / "run")
     whole = (run.path / "train.jsonl").read_bytes()
     (run.path / "train.jsonl").write_bytes(whole[:-cut])
     (run.path / "calibration.json").unlink()

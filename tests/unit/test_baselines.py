@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import finish, train_tiny
+from fixtures.tiny_run import finish, trained_tiny
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
@@ -53,7 +53,7 @@ LITTLE = Network("little network", little, "2", rates=(1e-2,))
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    return finish(train_tiny(tmp_path_factory.mktemp("baselines") / "run"))
+    return finish(trained_tiny(tmp_path_factory.mktemp("baselines") / "run"))
 
 
 @pytest.fixture

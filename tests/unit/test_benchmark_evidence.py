@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import finish, train_tiny
+from fixtures.tiny_run import finish, trained_tiny
 from torch import nn
 from typer.testing import CliRunner
 
@@ -49,7 +49,7 @@ class Standin:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return finish(train_tiny(tmp_path_factory.mktemp("benchmark") / "run")).path
+    return finish(trained_tiny(tmp_path_factory.mktemp("benchmark") / "run")).path
 
 
 @pytest.fixture

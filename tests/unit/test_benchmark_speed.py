@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 from typer.testing import CliRunner
 
 from scorebayes.benchmark.trained import contest, evaluations, speed
 from scorebayes.cli import benchmark as cli_benchmark
 from scorebayes.diffusion.likelihood import Denoising, Flow, PaperFlow
-from scorebayes.runs.run import open_run
 from scorebayes.stages.sequential import Sequential, decide_sequentially
 
 EASY = {"rtol": 1e-2, "atol": 1e-2}
@@ -22,7 +21,7 @@ EASY = {"rtol": 1e-2, "atol": 1e-2}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return open_run(train_tiny(tmp_path_factory.mktemp("runs") / "tiny").path)
+    return trained_tiny(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture

@@ -8,19 +8,20 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import typer
+from fixtures.terminal import scorebayes
 from fixtures.tiny_run import DATA
 from PIL import Image
 from typer.testing import CliRunner
 
 from scorebayes.cli.main import app
 from scorebayes.data import open_source
+from scorebayes.errors import ConfigError
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 CONFIG = """
@@ -46,16 +47,12 @@ def commands(group: Any, *before: str) -> list[str]:
     return [words for name, of in group.commands.items() for words in commands(of, *before, name)]
 
 
-def scorebayes(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess:
-    code = "from scorebayes.cli.main import main; main()"
+def process(*arguments: str, then: str = "", **variables: str) -> subprocess.CompletedProcess:
+    """The program in a process of its own, for what only such a one can show."""
+    code = f"from scorebayes.cli.main import main\ntry: main()\nfinally:\n {then or 'pass'}"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=ENVIRONMENT | variables,
-        check=False,
-    )
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=ENVIRONMENT | variables, check=False
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +67,8 @@ def folder(tmp_path_factory):
         "sample run --per-class 2 --steps 3",
         "report run",
     ):
-        done = scorebayes(*command.split(), cwd=path)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        done = scorebayes(*command.split(), folder=path)
+        assert done.code == 0, f"{command}\n{done.out}\n{done.err}"
     return path
 
 
@@ -83,7 +80,7 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_help_comes_without_the_heavy_libraries():
-    done = scorebayes("--help", PYTHONPROFILEIMPORTTIME="1")
+    done = process("--help", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "recalibrate" in done.stdout
     assert "scorebayes.cli.main" in done.stderr and not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
@@ -91,7 +88,7 @@ def test_help_comes_without_the_heavy_libraries():
 def test_the_version_is_told():
     import scorebayes as package
 
-    assert scorebayes("--version").stdout.strip() == f"scorebayes {package.__version__}"
+    assert process("--version").stdout.strip() == f"scorebayes {package.__version__}"
 
 
 def test_the_whole_way_leaves_the_files_that_are_documented(folder):
@@ -114,19 +111,19 @@ def test_predict_writes_a_row_per_file_and_tells_a_bad_one_by_its_exit_code(fold
     (folder / "run" / "bad.dcm").write_text("<html>not found</html>")
     # Eight steps and twelve validation images say little of what is typical: hence --force.
     files = ("run/good.png", "run/bad.dcm")
-    done = scorebayes("predict", "run", *files, "--out", "run/out.csv", "--force", cwd=folder)
-    assert done.returncode == 3
-    assert "bad.dcm" in done.stderr and "Traceback" not in done.stderr
+    done = scorebayes("predict", "run", *files, "--out", "run/out.csv", "--force", folder=folder)
+    assert done.code == 3
+    assert "bad.dcm" in done.err and "Traceback" not in done.err
     frame = pd.read_csv(folder / "run" / "out.csv")
     assert frame["status"].tolist()[0] == "ok" and frame["status"].tolist()[1].startswith("quarantined")
     assert frame.loc[0, ["prob_benign", "prob_malignant"]].sum() == pytest.approx(1)
     Image.fromarray(255 - pixels).save(folder / "run" / "inverted.png")
-    done = scorebayes("predict", "run", "run/inverted.png", "--out", "run/out.csv", cwd=folder)
-    assert done.returncode == 3 and "abstained: atypical" in done.stderr
+    done = scorebayes("predict", "run", "run/inverted.png", "--out", "run/out.csv", folder=folder)
+    assert done.code == 3 and "abstained: atypical" in done.err
     done = scorebayes(
-        "predict", "run", "run/inverted.png", "--out", "run/out.csv", "--force", "--quiet", cwd=folder
+        "predict", "run", "run/inverted.png", "--out", "run/out.csv", "--force", "--quiet", folder=folder
     )
-    assert done.returncode == 0 and not done.stderr
+    assert done.code == 0 and not done.err
     assert pd.read_csv(folder / "run" / "out.csv").loc[0, "typical"] == "no"
 
 
@@ -140,16 +137,16 @@ def test_predict_takes_folders_and_passes_over_what_is_no_image(folder):
     (given / "a.png").rename(given / "visit" / "IM0001")  # as DICOM files often are: without a suffix
     (given / "notes.txt").write_text("no image")
     (given / "DICOMDIR").write_bytes(b"an index")
-    done = scorebayes("predict", "run", "given", "--out", "folder.csv", "--force", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    done = scorebayes("predict", "run", "given", "--out", "folder.csv", "--force", folder=folder)
+    assert done.code == 0, done.err
     assert pd.read_csv(folder / "folder.csv")["file"].tolist() == [
         "given/b.png",
         "given/visit/IM0001",
         "given/visit/d.PNG",
     ]
     (folder / "none").mkdir()
-    done = scorebayes("predict", "run", "none", "--out", "none.csv", cwd=folder)
-    assert done.returncode == 3 and "none is a folder" in done.stderr
+    done = scorebayes("predict", "run", "none", "--out", "none.csv", folder=folder)
+    assert done.code == 3 and "none is a folder" in done.err
 
 
 @pytest.mark.parametrize(
@@ -168,11 +165,11 @@ def test_predict_takes_folders_and_passes_over_what_is_no_image(folder):
     ],
 )
 def test_bad_input_is_one_clear_line_and_a_failure(tmp_path, arguments, says):
-    done = scorebayes(*arguments.split(), cwd=tmp_path)
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    done = scorebayes(*arguments.split(), folder=tmp_path)
+    assert done.code == 1
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert len([line for line in done.err.splitlines() if line.startswith("error:")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -192,7 +189,6 @@ def test_bad_input_is_one_clear_line_and_a_failure(tmp_path, arguments, says):
     ],
 )
 def test_a_wrong_configuration_names_field_and_remedy(tmp_path, toml, says):
-    from scorebayes.errors import ConfigError
     from scorebayes.runs.config import read_toml, resolve
 
     (tmp_path / "c.toml").write_text(toml)
@@ -225,25 +221,32 @@ def test_of_several_files_the_later_overrides(tmp_path):
     (tmp_path / "first.toml").write_text(CONFIG.replace("batch = 8", "batch = 4"))
     (tmp_path / "second.toml").write_text(few)
     files = ("--config", "first.toml", "--config", "second.toml")
-    done = scorebayes("train", "--data", DATA, "--out", "run", "--preset", "tiny", *files, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = scorebayes("train", "--data", DATA, "--out", "run", "--preset", "tiny", *files, folder=tmp_path)
+    assert done.code == 0, done.err
     config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert (config["train"]["batch"], config["train"]["steps"], config["likelihood"]["levels"]) == (4, 1, 2)
 
 
+def test_an_error_in_a_process_of_its_own_is_a_line_and_a_failure():
+    done = process("score", "absent-run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: " in done.stderr and "Traceback" not in done.stderr
+
+
 def test_with_debug_the_traceback_is_shown(tmp_path):
-    assert "Traceback" in scorebayes("--debug", "score", "absent-run", cwd=tmp_path).stderr
+    with pytest.raises(ConfigError, match="absent-run"):
+        scorebayes("--debug", "score", "absent-run", folder=tmp_path)
 
 
 def test_the_doctor_tells_versions_and_an_absent_data_root(tmp_path):
-    done = scorebayes("doctor", "--data-root", str(tmp_path))
-    assert done.returncode == 0 and "torch" in done.stdout
-    assert scorebayes("doctor", "--data-root", str(tmp_path / "absent")).returncode == 1
+    done = scorebayes("doctor", "--data-root", tmp_path, folder=tmp_path)
+    assert done.code == 0 and "torch" in done.out
+    assert scorebayes("doctor", "--data-root", tmp_path / "absent", folder=tmp_path).code == 1
 
 
 def test_waiting_threads_leave_their_core_to_others_unless_the_user_says_otherwise():
     # Told by the library of the threads itself, when it is loaded.
-    told = scorebayes("doctor", OMP_DISPLAY_ENV="TRUE").stderr
+    told = process("--version", then="import torch", OMP_DISPLAY_ENV="TRUE").stderr
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in told
-    told = scorebayes("doctor", OMP_DISPLAY_ENV="TRUE", OMP_WAIT_POLICY="ACTIVE").stderr
+    told = process("--version", then="import torch", OMP_DISPLAY_ENV="TRUE", OMP_WAIT_POLICY="ACTIVE").stderr
     assert "OMP_WAIT_POLICY = 'ACTIVE'" in told

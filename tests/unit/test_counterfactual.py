@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 
 from scorebayes.diffusion.noise import VP
 from scorebayes.diffusion.oracle import GaussianScore
@@ -16,7 +16,7 @@ from scorebayes.runs.run import open_run
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("counterfactual") / "run").path
+    return trained_tiny(tmp_path_factory.mktemp("counterfactual") / "run").path
 
 
 @pytest.fixture

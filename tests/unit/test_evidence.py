@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import DATA, finish, train_tiny
+from fixtures.tiny_run import DATA, finish, trained_tiny
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -34,7 +34,7 @@ from scorebayes.stages.predict import predict_files
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    run = finish(train_tiny(tmp_path_factory.mktemp("evidence") / "run"))
+    run = finish(trained_tiny(tmp_path_factory.mktemp("evidence") / "run"))
     evaluate(run, "test")
     return run.path
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.tiny_encoders import onnx_graph, save_model
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 from torch import nn
 from typer.testing import CliRunner
 
@@ -26,7 +26,7 @@ NAMES = ("fine-tuned", "fine-tuned-last-block")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    return train_tiny(tmp_path_factory.mktemp("runs") / "run", evidence={"sources": ["wavelets"]})
+    return trained_tiny(tmp_path_factory.mktemp("runs") / "run", evidence={"sources": ["wavelets"]})
 
 
 def on(run: Run, text: str, size: int = 64) -> Run:
@@ -101,7 +101,7 @@ def test_the_last_block_of_a_transformers_model_is_found(name, tmp_path):
 
 def test_the_command_fits_stores_and_predicts(run, tmp_path):
     folder = save_model("dinov2", tmp_path / "model")
-    started = train_tiny(
+    started = trained_tiny(
         tmp_path / "run",
         evidence={"sources": ["wavelets"], "features": {"encoder": f"hf:{folder}", "size": 56}},
     )

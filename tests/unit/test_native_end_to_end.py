@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from scorebayes.cli.main import app
 from scorebayes.data import open_source
 from scorebayes.errors import DataError
+from scorebayes.evidence import mixtures
 from scorebayes.runs.config import resolve
 from scorebayes.runs.device import pick_device
 
@@ -32,6 +33,10 @@ batch = 4
 [likelihood]
 levels = 2
 """
+ALONE = """
+[evidence]
+sources = ["pixels"]
+"""
 
 
 def scorebayes(*arguments: str | Path) -> str:
@@ -40,8 +45,9 @@ def scorebayes(*arguments: str | Path) -> str:
     return done.output
 
 
-def train_score_evaluate(tmp_path: Path, data: str, *options: str, split: str = "test") -> dict:
-    (tmp_path / "few.toml").write_text(FEW_STEPS)
+def train_score_evaluate(tmp_path: Path, data: str, *options: str, config: str = FEW_STEPS + ALONE) -> dict:
+    split = "test"
+    (tmp_path / "few.toml").write_text(config)
     run = tmp_path / "run"
     scorebayes("train", "--data", data, "--out", run, "--config", tmp_path / "few.toml", *options)
     scorebayes("score", run, "--split", split)
@@ -60,7 +66,9 @@ def many_exams(n: int) -> list[tuple[str, str, str]]:
 def test_the_experiment_of_the_paper_is_one_command(tmp_path, monkeypatch):
     monkeypatch.setattr(native_trees, "VINDR_STUDIES", many_exams(16))
     root = vindr_mammo(tmp_path / "data")
-    metrics = train_score_evaluate(tmp_path, f"vindr-mammo:{root}", "--preset", "paper", "--size", "64")
+    metrics = train_score_evaluate(
+        tmp_path, f"vindr-mammo:{root}", "--preset", "paper", "--size", "64", config=FEW_STEPS
+    )
     run = tmp_path / "run"
     config = tomllib.loads((run / "config.toml").read_text())
     assert config["prepare"] == {"size": 64, "channels": 1, "bits": 12, "steps": ["paper"]}
@@ -123,6 +131,7 @@ def short_demo(monkeypatch):
     from scorebayes.stages import demo as stages
 
     monkeypatch.setattr(stages, "DEMO_STEPS", 2)
+    monkeypatch.setattr(mixtures, "CLUSTERINGS", 1)
     monkeypatch.setattr(stages, "write_report", lambda path: path / "report.html")
     return stages
 

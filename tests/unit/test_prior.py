@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.tables import one_calibration, one_source
-from fixtures.tiny_run import finish, train_tiny, write_pictures
+from fixtures.tiny_run import finish, trained_tiny, write_pictures
 from scipy.special import expit, logit, softmax
 from typer.testing import CliRunner
 
@@ -29,7 +29,7 @@ from scorebayes.tasks import task_of
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
+    return finish(trained_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fixtures.tiny_run import finish, train_tiny, write_pictures
+from fixtures.tiny_run import finish, trained_tiny, write_pictures
 from scipy.special import softmax
 from typer.testing import CliRunner
 
@@ -30,7 +30,7 @@ PLACE = "phantom:n_patients=30,views=2,size=16,seed=5"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose calibration is far too sure of one class, as if it had been fitted elsewhere."""
-    run = finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
+    run = finish(trained_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
     path = run.path / "calibration.json"
     stored = json.loads(path.read_text())
     path.write_text(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import finish, train_tiny
+from fixtures.tiny_run import finish, trained_tiny
 from typer.testing import CliRunner
 
 from scorebayes.baselines import fit_baseline
@@ -30,7 +30,7 @@ from scorebayes.tasks.classify import reference_pixels
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny run with the simplest baseline."""
-    trained = finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
+    trained = finish(trained_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
     evaluate(trained, "test")
     fit_baseline(trained, "logistic")
     return open_run(trained.path)

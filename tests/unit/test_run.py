@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import DATA, finish, train_tiny, write_pictures
+from fixtures.tiny_run import DATA, finish, trained_tiny, write_pictures
 from PIL import Image
 
 import scorebayes
@@ -31,7 +31,7 @@ from scorebayes.stages.score import read_table, score_split, table_path
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
+    return finish(trained_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fixtures.tiny_run import finish, train_tiny
+from fixtures.tiny_run import finish, trained_tiny
 from typer.testing import CliRunner
 
 from scorebayes.cli.main import app
@@ -68,7 +68,7 @@ def test_a_class_of_few_patients_is_left_out():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return finish(train_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
+    return finish(trained_tiny(tmp_path_factory.mktemp("runs") / "tiny"))
 
 
 def test_an_evaluation_compares_the_split_with_the_training_images(run, monkeypatch):

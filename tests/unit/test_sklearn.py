@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from scorebayes.sklearn import ScoreBayesClassifier
 from scorebayes.stages.predict import predict_files
 
 CONFIG = {name: LAYER[name] for name in ("net", "train", "likelihood")}
+ALONE = CONFIG | {"evidence": {"sources": ["pixels"]}}  # where it is not about the model
 SOURCE = open_source(DATA)
 RECORDS = SOURCE.records()
 X = np.stack([np.rint(255 * SOURCE.read(record)).astype(np.uint8) for record in RECORDS])
@@ -85,7 +87,7 @@ def test_what_is_no_such_image_gets_no_answer(model):
 
 def test_it_survives_its_pickle_without_the_folder(model):
     before = model.predict_proba(X[:2])
-    other = tiny().fit(X, Y, groups=PATIENTS)
+    other = pickle.loads(pickle.dumps(model))
     packed = pickle.dumps(other)
     del other
     again = pickle.loads(packed)
@@ -109,7 +111,7 @@ def test_a_temporary_folder_below_one_named_cache_is_packed_all_the_same(tmp_pat
 
 
 def test_a_run_with_a_path_is_gone_on_with_and_found_by_the_pickle(tmp_path):
-    first = tiny(path=tmp_path / "runs" / "own").fit(X, Y)
+    first = tiny(path=tmp_path / "runs" / "own", config=ALONE).fit(X, Y)
     weights = first.run_.checkpoints.best()["sha256"]
     assert clone(first).fit(X, Y).run_.checkpoints.best()["sha256"] == weights
     assert pickle.loads(pickle.dumps(first)).run_.path == tmp_path / "runs" / "own"
@@ -127,7 +129,7 @@ def test_cross_validation_hands_the_patients_on(monkeypatch):
     monkeypatch.setattr(ScoreBayesClassifier, "fit", watched)
     with config_context(enable_metadata_routing=True):
         prob = cross_val_predict(
-            tiny().set_fit_request(groups=True), X, Y, cv=StratifiedGroupKFold(2), method="predict_proba",
+            tiny(config=ALONE).set_fit_request(groups=True), X, Y, cv=StratifiedGroupKFold(2), method="predict_proba",
             params={"groups": PATIENTS},
         )  # fmt: skip
     assert prob.shape == (len(X), 2) and np.isfinite(prob).all()
@@ -138,7 +140,7 @@ def test_the_readme_example_runs_as_printed():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     code = next(b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "ScoreBayesClassifier" in b)
     assert scorebayes.ScoreBayesClassifier is ScoreBayesClassifier
-    quick = SimpleNamespace(ScoreBayesClassifier=tiny)
+    quick = SimpleNamespace(ScoreBayesClassifier=partial(tiny, config=ALONE))
     known = {"scorebayes": quick, "images": X, "labels": Y, "patients": PATIENTS, "new_images": X[:2]}
     exec(compile(code, "README.md", "exec"), known)
     assert known["model"].run_.path.is_dir()

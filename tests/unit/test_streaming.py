@@ -8,7 +8,7 @@ from types import MethodType
 
 import numpy as np
 import pytest
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.table import EvidenceTable
@@ -35,7 +35,7 @@ class Constant:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("runs") / "tiny")
+    return trained_tiny(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def on_disk(images: ImageSet, n: int, path) -> ImageSet:

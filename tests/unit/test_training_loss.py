@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import train_tiny, trained_tiny
 
 from scorebayes.baselines import score_steps
 from scorebayes.data.sources.phantom import Phantom
@@ -75,16 +75,16 @@ def test_the_hybrid_loss_teaches_to_tell_the_classes_apart(problem):
 
 
 def test_training_starts_from_the_weights_of_another_run(tmp_path):
-    first = train_tiny(tmp_path / "first")
+    first = trained_tiny(tmp_path / "first")
     start = first.checkpoints.load(first.checkpoints.best())
     start_at = {"init": str(first.path), "steps": 1, "warmup": 1000, "cross_entropy": 0.3}
-    second = train_tiny(tmp_path / "second", train=start_at)
+    second = train_tiny(tmp_path / "second", train=start_at, evidence={"sources": ["pixels"]})
     end = second.checkpoints.load(second.checkpoints.best())
     assert max(float((start[k] - end[k]).abs().max()) for k in start) < 1e-4
 
 
 def test_a_label_free_run_is_a_start_and_no_classifier(tmp_path):
-    free = train_tiny(tmp_path / "free", train={"null_label": 1.0})
+    free = trained_tiny(tmp_path / "free", train={"null_label": 1.0})
     logged = (free.path / "train.jsonl").read_text()
     assert '"val_loss"' in logged and "val_auc" not in logged
     with pytest.raises(ConfigError, match="not calibrated"):
@@ -129,7 +129,7 @@ def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypat
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    first = train_tiny(tmp_path / "first")
+    first = trained_tiny(tmp_path / "first")
     other = {"net": {"channels": [16, 16]}, "train": {"init": str(first.path)}}
     with pytest.raises(ConfigError, match="a different network"):
         train_tiny(tmp_path / "second", **other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fixtures.tables import one_source
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 from typer.testing import CliRunner
 
 from scorebayes import open_run
@@ -47,7 +47,7 @@ def test_one_draw_a_level_cannot_be_tuned():
 
 @pytest.fixture
 def run(tmp_path):
-    return train_tiny(tmp_path / "run")
+    return trained_tiny(tmp_path / "run")
 
 
 def test_a_better_density_is_used_from_then_on(run, monkeypatch):

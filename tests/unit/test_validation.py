@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fixtures.tiny_run import train_tiny
+from fixtures.tiny_run import trained_tiny
 
 from scorebayes.training.validate import validation_rows
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("runs") / "tiny")
+    return trained_tiny(tmp_path_factory.mktemp("runs") / "tiny")
 
 
 def test_some_validation_images_are_drawn_from_all_over_the_split(run):

@@ -351,15 +351,19 @@ def _fit(
     z: [N, W, Y]. pull: a quadratic form on the weights less ``towards`` [W], by default zero.
     """
     n_weights, n_classes = z.shape[1:]
-    one_hot = np.eye(n_classes)[labels]
+    one_hot, own = np.eye(n_classes)[labels], (np.arange(len(labels)), labels)
 
     def objective(parameters: NDArray) -> tuple[float, NDArray]:
         weights, bias = parameters[:n_weights], parameters[n_weights:]
         logits = np.einsum("nly,l->ny", z, weights) + bias + log_prior
-        loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].sum()
+        # SciPy's softmax and log_softmax, at a fifth of their price for so few numbers.
+        below = logits - logits.max(axis=1, keepdims=True)
+        odds = np.exp(below)
+        total = odds.sum(axis=1, keepdims=True)
+        loss = -(below[own] - np.log(total[:, 0])).sum()
         away = weights if towards is None else weights - towards
         loss += 0.5 * (away @ pull @ away + _BIAS_PENALTY * bias @ bias)
-        residual = softmax(logits, axis=1) - one_hot
+        residual = odds / total - one_hot
         gradient_weights = np.einsum("ny,nly->l", residual, z) + pull @ away
         return loss, np.concatenate([gradient_weights, residual.sum(axis=0) + _BIAS_PENALTY * bias])
 

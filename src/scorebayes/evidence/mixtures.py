@@ -10,24 +10,19 @@ several numbers of clusters (docs/decisions/0017, 0018).
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from itertools import product
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedGroupKFold
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from scorebayes.data.load import ImageSet
 from scorebayes.evidence.base import TrainingImages
+from scorebayes.evidence.clusterings import clusterings
 
 NOISES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95)  # shares of the noised features' variance
 CLUSTERS = (1, 4, 16)  # of a class
@@ -177,31 +172,12 @@ def _components(basis: _Basis, z: NDArray, y: NDArray, clusters: int, seed: int)
         wanted = max(1, min(clusters, len(of_class) // LEAST_IMAGES))
         rounds = max(1, min(CLUSTERINGS, MOST_COMPONENTS // (wanted * (y.max() + 1)))) if wanted > 1 else 1
         points = (of_class * scale)[:, leading].astype(np.float32)
-        for start in range(rounds):
-            cluster = _clustering(points, wanted, CLUSTERINGS * seed + start)
+        for cluster in clusterings(points, wanted, range(CLUSTERINGS * seed, CLUSTERINGS * seed + rounds)):
             counts = np.bincount(cluster)
             means += [of_class[cluster == one].mean(axis=0) for one in np.flatnonzero(counts)]
             weights += list(counts[counts > 0] / (rounds * len(of_class)))
         classes += [label] * (len(means) - len(classes))
     return _Components(np.stack(means), np.log(weights), np.array(classes))
-
-
-def _clustering(points: NDArray, wanted: int, seed: int) -> NDArray[np.int64]:
-    """A number below ``wanted`` for every point; fewer clusters than that where points coincide."""
-    means = KMeans(wanted, n_init=1, max_iter=20, random_state=seed % 2**32)
-    one_thread = _thread_pools().limit(limits=1, user_api="openmp")  # the same sums everywhere
-    with _ONE_AT_A_TIME, one_thread, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return means.fit_predict(points)
-
-
-_ONE_AT_A_TIME = Lock()  # threads and filters of warnings are those of the whole process
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """Those of the process; to look for them takes as long as a small clustering."""
-    return ThreadpoolController()
 
 
 def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: Parts, clusters: int, seed: int) -> _Choice:
@@ -223,11 +199,10 @@ def _choose(basis: _Basis, z: NDArray, y: NDArray, parts: Parts, clusters: int, 
                 logs = sharpness * values + components.log_weights
                 held_out[noise, sharpness][rows] = np.logaddexp.reduceat(logs, of_class, axis=1)
     share = 1 / (len(counts) * counts[y])
-    losses = {
-        _Choice(*of, temperature): -(
-            share * log_softmax(temperature * values, axis=1)[np.arange(len(y)), y]
-        ).sum()
-        for of, values in held_out.items()
-        for temperature in TEMPERATURES
-    }
+    losses: dict[_Choice, float] = {}
+    for of, values in held_out.items():
+        log_prob = log_softmax(TEMPERATURES[:, None, None] * values, axis=2)[:, np.arange(len(y)), y]
+        losses |= dict(
+            zip((_Choice(*of, heat) for heat in TEMPERATURES), -(share * log_prob).sum(axis=1), strict=True)
+        )
     return min(losses, key=losses.__getitem__)

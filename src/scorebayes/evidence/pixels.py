@@ -36,7 +36,7 @@ from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
 from scorebayes.training.random import lent_random_numbers
-from scorebayes.training.validate import affordable_looks, score_block, validation_rows
+from scorebayes.training.validate import affordable_looks, chooses, score_block, validation_rows
 
 
 class Pixels(Evidence):
@@ -118,10 +118,10 @@ class Pixels(Evidence):
     def choose_noise(self, val: ImageSet) -> tuple[int, ...]:
         """The draws of the common noise that best stand in for many more draws (see ``noise_choice``).
 
-        None if the choice was made before or there is nothing to choose: an estimator without common noise, or one with
-        all candidates.
+        None if the choice was made before or there is nothing to choose: an estimator without common noise, one with all
+        candidates, or a training too short for choices.
         """
-        if self.likelihood.kind != Denoising.kind:
+        if self.likelihood.kind != Denoising.kind or not chooses(self.home.train_settings):
             return ()
         own = cast(Denoising, self.likelihood)
         if not own.common_noise or own.first or own.candidates <= own.repeats:

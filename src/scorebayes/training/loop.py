@@ -24,10 +24,7 @@ from scorebayes.training.plan import Plan, require_classes
 from scorebayes.training.schedule import rate_share
 from scorebayes.training.settings import TrainConfig
 from scorebayes.training.state import State, new_state, restore, roll_back, save, write_log
-from scorebayes.training.validate import choose_finally, what_is_logged
-
-VALIDATIONS = 10
-LEAST_STEPS_BETWEEN = 20  # two validations; one costs as much as several steps, and few steps change little
+from scorebayes.training.validate import choose_finally, chooses, steps_between, what_is_logged
 
 
 def fit(plan: Plan) -> None:
@@ -42,15 +39,20 @@ def fit(plan: Plan) -> None:
         require_classes(plan.train.labels, plan.classes, "training")
         require_classes(plan.val.labels, plan.classes, "validation")
     state = restore(plan, new_state(plan))
-    every = settings.validate_every or max(LEAST_STEPS_BETWEEN, math.ceil(settings.steps / VALIDATIONS))
+    every = steps_between(settings)
     start = time.monotonic() - state.seconds
     with progress_bar("train", settings.steps, state.step, limit=_seconds_left(state, settings)) as advance:
         try:
             while state.validation_due or not _finished(state, settings):
                 if state.validation_due:
-                    found = what_is_logged(plan, state.averaged)
+                    found = (
+                        what_is_logged(plan, state.averaged)
+                        if settings.label_free or chooses(settings)
+                        else {}
+                    )
                     state.seconds, state.validation_due = time.monotonic() - start, False
-                    write_log(plan.log, step=state.step, **found)
+                    if found:
+                        write_log(plan.log, step=state.step, **found)
                     # Without labels nothing says which weights decide best: of equals the newest counts.
                     save(plan, state, found.get("val_log_loss", 0.0))
                     continue

@@ -24,6 +24,8 @@ from scorebayes.training.plan import Plan
 from scorebayes.training.settings import TrainConfig
 from scorebayes.training.state import State
 
+VALIDATIONS = 10
+LEAST_STEPS_BETWEEN = 20  # two validations; one costs as much as several steps, and few steps change little
 FINAL_IMAGES = 300  # looked at, over all validations, for the last choice between checkpoints
 PRICE = 10  # of a look at a validation image, in images of training steps; one may not cost more than all the steps do
 
@@ -126,6 +128,17 @@ def choose_finally(plan: Plan, state: State) -> None:
             step, chosen = best["step"], contender
     plan.checkpoints.save("step", step, chosen.state_dict(), val_log_loss=loss, final=True)
     plan.checkpoints.keep("step", lambda entries: [entry for entry in entries if entry.get("final")])
+
+
+def steps_between(settings: TrainConfig) -> int:
+    """From one validation to the next."""
+    return settings.validate_every or max(LEAST_STEPS_BETWEEN, math.ceil(settings.steps / VALIDATIONS))
+
+
+def chooses(settings: TrainConfig) -> bool:
+    """Whether a training is long enough to choose its weights and its noise by validation images. A shorter one ends with
+    the weights that it comes to, and looks at these images once, to calibrate."""
+    return settings.steps > min(steps_between(settings), LEAST_STEPS_BETWEEN)
 
 
 def affordable_looks(settings: TrainConfig) -> int:
