@@ -16,10 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, SourceInfo
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY
 from scorebayes.data.pixels.files import require_file
 from scorebayes.data.sources.mammograms import (
     CLASSES,
+    MAMMOGRAPHY,
     TASKS,
     Count,
     Left,
