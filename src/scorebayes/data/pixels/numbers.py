@@ -76,6 +76,11 @@ def to_unit(
             )
         depth = 8 * itemsize
     least, span = (-(2 ** (depth - 1)) if kind == "i" else 0), 2**depth - 1
+    if depth < 8 * itemsize and (int(values.max()) > least + span or int(values.min()) < least):
+        raise DataError(
+            f"{name} has values from {values.min()} to {values.max()}, but says that they have {depth} bits.",
+            "Copy it again, or correct its header.",
+        )
     if depth > 8 and bits is not None and bits < depth:
         _check_range(values, name, bits)
         least, span = 0, 2**bits - 1
