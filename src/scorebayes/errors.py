@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that may be shown in a terminal. File names come from strangers: control characters, such as begin a
+    command to the terminal, line ends, changes of the direction of writing and what is no character become escapes,
+    ``\\x1b`` or ``\\u202e``, which JSON takes as well where it may hold such characters. ``keep``: those that stay."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in keep else _escape(ord(found[0])), text)
+
+
+def _escape(point: int) -> str:
+    return f"\\x{point:02x}" if point < 0x20 else f"\\u{point:04x}"
 
 
 class ScoreBayesError(Exception):
@@ -15,7 +29,7 @@ class ScoreBayesError(Exception):
     """
 
     def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(" ".join(f"{problem} {remedy}".split()))  # file names may hold line feeds
+        super().__init__(printable(" ".join(f"{problem} {remedy}".split())))  # file names may hold line feeds
         self.problem = problem
         self.remedy = remedy
 

@@ -17,6 +17,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from scorebayes.errors import printable
+
 Advance = Callable[[int, str], None]
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -90,10 +92,11 @@ class _Work:
     start: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.title = printable(self.title)
         self.first, self.start = self.done, time.monotonic()
 
     def advance(self, now: int, note: str) -> None:
-        self.done, self.note = now, note
+        self.done, self.note = now, printable(note)
 
     @property
     def elapsed(self) -> float:
@@ -123,8 +126,8 @@ class _Bar:
     def __init__(self, work: _Work) -> None:
         self.work = work
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False), TextColumn("{task.fields[note]}", markup=False),
         )  # fmt: skip
         self.bar = Progress(*columns, console=Console(stderr=True))
 

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "scorebayes"
 GROUND = {"errors", "progress", "storage", "metrics", "plots"}
 MAY_IMPORT = {
     "errors": set(),
-    "progress": set(),
+    "progress": {"errors"},
     "metrics": {"errors"},
     "plots": {"metrics"},
     "storage": {"errors"},

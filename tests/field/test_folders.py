@@ -54,7 +54,7 @@ def reasons(source: Folder) -> dict[str, str]:
 def test_a_dicom_file_is_found_whatever_its_name(tmp_path, name) -> None:
     """L1: files named by their UID, .IMA, .dc3, .1 or nothing are images if DICM stands at byte 128."""
     path = dicom(tmp_path / "in" / name)
-    assert image_files([tmp_path / "in"]) == [path]
+    assert image_files([tmp_path / "in"]) == [(path, tmp_path / "in")]
 
 
 @pytest.mark.parametrize("name", ["picture", "picture.img", "picture.0001"])
@@ -89,7 +89,7 @@ def test_what_predict_leaves_out_is_counted_in_words(tmp_path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (root / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.warns(UserWarning, match="left out") as caught:
-        assert image_files([root]) == [root / "a.png"]
+        assert image_files([root]) == [(root / "a.png", root)]
     said = str(caught[0].message)
     assert "8 files or folders left out: 1 is no image (notes.txt)" in said
     assert (

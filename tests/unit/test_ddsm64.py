@@ -112,8 +112,8 @@ def test_single_files_that_are_missing_are_left_out_with_the_reason(tmp_path: Pa
 @pytest.mark.parametrize(
     ("labels", "columns", "message"),
     [
-        ([0, 7], "source_file,patient_group,laterality,view,label,split", "row 2: label '7'"),
-        ([0, 1], "source_file,patient,laterality,view,label,split", "lacks the columns patient_group"),
+        ([0, 7], "source_file,patient_group,laterality,view,label,split", "line 3: label '7'"),
+        ([0, 1], "source_file,patient,laterality,view,label,split", "lacks the column 'patient_group'"),
     ],
 )
 def test_a_malformed_table_is_refused(tmp_path: Path, labels: list[int], columns: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY, dicom_bits, parse, read_dicom
+from scorebayes.data.pixels.dicom import dicom_bits, parse, read_dicom
 from scorebayes.data.pixels.images import open_picture
+from scorebayes.data.sources.mammograms import MAMMOGRAPHY
 from scorebayes.errors import DataError
 
 SYNTAXES = [
@@ -198,16 +200,33 @@ def test_the_compressed_size_must_be_that_of_the_header(tmp_path) -> None:
         assert "compressed image is 64 x 96, but the header says 64 x 90" in refusal(path)
 
 
-def test_a_deflate_bomb_is_refused_without_inflating_it(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("group_length", [None, "missing", 0, 7, 2**31, 2**32 - 1])
+def test_a_deflate_bomb_is_refused_whatever_its_header_says_of_lengths(
+    tmp_path, monkeypatch, group_length
+) -> None:
     path = write_dicom(tmp_path / "image.dcm", breast(), 16, uid.DeflatedExplicitVRLittleEndian)
     data = path.read_bytes()
     start = 144 + struct.unpack_from("<I", data, 140)[0]
     bomb = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    path.write_bytes(data[:start] + bomb.compress(bytes(20_000_000)) + bomb.flush())
+    data = data[:start] + bomb.compress(bytes(300_000_000)) + bomb.flush()
+    if group_length == "missing":
+        data = data[:132] + data[144:]
+    elif group_length is not None:
+        data = data[:140] + struct.pack("<I", group_length) + data[144:]
+    path.write_bytes(data)
     monkeypatch.setattr(parse, "MAX_BYTES", 10_000_000)
+    tracemalloc.start()
     assert "unpacks to more than 10 MB" in refusal(path)
-    path.write_bytes(data[:132] + data[144:])
-    assert "length of its header is missing" in refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("group_length", [0, 7, 2**31])
+def test_a_deflated_image_is_read_whatever_its_header_says_of_lengths(tmp_path, group_length) -> None:
+    path = write_dicom(tmp_path / "image.dcm", breast(), 16, uid.DeflatedExplicitVRLittleEndian)
+    expected, data = read_dicom(path), path.read_bytes()
+    path.write_bytes(data[:140] + struct.pack("<I", group_length) + data[144:])
+    np.testing.assert_array_equal(read_dicom(path), expected)
 
 
 def nested(depth: int) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.native_trees import breast, write_dicom
 from PIL import Image
 
 from scorebayes.data import read_image as open_image
@@ -35,15 +36,12 @@ def test_grey_values_are_exact(tmp_path: Path, name: str, stored: np.ndarray) ->
     assert image_bits(path) == bits
 
 
-def test_dicom_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + bytes(50))
-    monkeypatch.setattr(
-        "scorebayes.data.pixels.images.open_dicom", lambda path, *_: (f"pixels of {path.name}", "L", "CC")
-    )
-    monkeypatch.setattr("scorebayes.data.pixels.images.dicom_bits", lambda path: 12)
-    assert open_image(tmp_path / "a") == "pixels of a"
-    assert open_picture(tmp_path / "a") == Picture("pixels of a", "L", "CC")
-    assert image_bits(tmp_path / "a") == 12
+def test_dicom_is_known_by_its_content(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a", breast(bits=14), 14, ImageLaterality="L", ViewPosition="CC")
+    found = open_picture(path)
+    assert isinstance(found, Picture) and (found.laterality, found.view) == ("L", "CC")
+    np.testing.assert_array_equal(np.rint(open_image(path) * (2**14 - 1)), breast(bits=14))
+    assert image_bits(path) == 14
 
 
 def test_jpeg_is_read_near_enough(tmp_path: Path) -> None:
@@ -129,7 +127,7 @@ def _save_two_frames(path: Path) -> None:
         ("a.tif", _save_two_frames, "2 images"),
         ("a.npy", _save_sparse, "100 million"),
         ("a.npy", lambda p: _saved(p, np.array([object()])), "holds Python objects"),
-        ("a.npy", lambda p: p.write_bytes(b"\x93NUMPY\x01"), "cannot be decoded"),
+        ("a.npy", lambda p: p.write_bytes(b"\x93NUMPY\x01"), "NPY header cannot be read"),
         ("a.npy", lambda p: _saved(p, np.array([[0.5, np.nan]])), "NaN"),
         ("a.npy", lambda p: _saved(p, np.array([[0.5, 7.0]])), "0.5 to 7"),
         ("a.npy", lambda p: _saved(p, np.array([[1, 2]])), "int64"),

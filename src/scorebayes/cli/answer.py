@@ -114,10 +114,11 @@ def predict(
     unanswered = facts["files"] - facts["classified"]
     told = f"{facts['classified']} of {facts['files']} files classified"
     warnings: tuple[str, ...] = ()
+    table = ""
     if csv is None:
         words = f"{table_of(facts)}\n\n{told}"
     elif str(csv) == "-":
-        words = csv_text(frame).rstrip("\n")
+        words, table = "", csv_text(frame)
     else:
         csv.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(csv, csv_text(frame).encode("utf-8", "backslashreplace"))
@@ -126,7 +127,7 @@ def predict(
         warnings = tuple(
             f"{row['file']}: {row['status']}" for row in facts["answers"] if row["status"] != "ok"
         )
-    return Told(facts, words, warnings, _code(unanswered))
+    return Told(facts, words, warnings, _code(unanswered), table)
 
 
 def explain(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scorebayes.errors import Stopped
+from scorebayes.errors import Stopped, printable
 from scorebayes.progress import began, progress_shown
 
 DONE, FAULT, USAGE, SOME_UNANSWERED, STOPPED = 0, 1, 2, 3, 128
@@ -33,13 +34,15 @@ class Told:
     """What a command has to say.
 
     facts: for machines. words: the same for people; empty where standard output belongs to something else. warnings: go to
-    standard error. code: at exit.
+    standard error. code: at exit. table: goes to standard output byte for byte in place of the words, unless that is a
+    terminal.
     """
 
     facts: dict[str, Any]
     words: str
     warnings: tuple[str, ...] = ()
     code: int = DONE
+    table: str = ""
 
 
 def face(
@@ -58,7 +61,7 @@ def face(
                 told = function(**arguments)
         except Stopped as stop:
             remedy = resume if isinstance(resume, str) else resume(arguments)
-            typer.echo("; ".join(filter(None, [f"stopped {stop.where}".strip(), remedy])), err=True)
+            say("; ".join(filter(None, [f"stopped {stop.where}".strip(), remedy])), err=True)
             raise typer.Exit(STOPPED + stop.number) from None
         for text in told.warnings:
             say(f"warning: {text}", err=True)
@@ -66,8 +69,11 @@ def face(
             from scorebayes.storage.json_text import json_text
 
             say(json_text(told.facts))
-        elif told.words:
-            say(told.words)
+        elif told.table and not sys.stdout.isatty():
+            # With color, typer leaves escape sequences in.
+            typer.echo(told.table.encode("utf-8", "backslashreplace").decode("utf-8"), nl=False, color=True)
+        elif told.words or told.table:
+            say(told.words or told.table.rstrip("\n"))
         if told.code:
             raise typer.Exit(told.code)
 
@@ -86,12 +92,13 @@ def face(
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print text as it is; what the terminal cannot show, such as bytes in a file name, in escapes."""
-    typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"), err=err)
+    """Print lines of text; what the terminal cannot show or would obey, such as bytes of a file name, in escapes."""
+    typer.echo(printable(text, keep="\n"), err=err)
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows of cells as columns of plain text."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -21,7 +21,7 @@ from scorebayes.cli.common import SOURCES, Device, metrics_words, shift_warnings
 from scorebayes.cli.data import app as data_app
 from scorebayes.cli.face import AGAIN, DONE, EXIT_CODES, FAULT, Told, aligned, face, say
 from scorebayes.cli.whole import all_command
-from scorebayes.errors import ScoreBayesError
+from scorebayes.errors import ScoreBayesError, printable
 
 app = typer.Typer(
     help="Classify medical images with score-based generative models and Bayes' rule. Not a medical device.",
@@ -133,5 +133,5 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        say(f"error: {error.strerror or error}: {error.filename or ''}", err=True)
+        say(f"error: {error.strerror or error}: {printable(str(error.filename or ''))}", err=True)
         sys.exit(FAULT)

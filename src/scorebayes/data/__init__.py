@@ -99,7 +99,10 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
             )
         try:
             options[name.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (
+            ValueError,
+            RecursionError,
+        ):  # no TOML, a number of thousands of digits, or brackets in brackets
             options[name.strip()] = value.strip()
     return options
 

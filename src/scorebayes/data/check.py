@@ -17,7 +17,7 @@ from scorebayes.data.sources.inbreast import InBreast
 from scorebayes.data.sources.mammograms import Count
 from scorebayes.data.sources.vindr_mammo import VindrMammo
 from scorebayes.data.split import Patient, copies_of, leakage_audit, split_patients
-from scorebayes.errors import DataError
+from scorebayes.errors import DataError, printable
 
 COUNTS: dict[str, Callable[[Any], list[Count]]] = {
     "cbis-ddsm": CbisDdsm.counts,
@@ -126,7 +126,7 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append("\nLeft out")
     for kind, entries in sorted(result["left_out"].items()):
         lines.append(f"  {kind}: {len(entries)}")
-        lines += [f"    {entry['id']}: {entry['reason']}" for entry in entries[:SHOWN]]
+        lines += [f"    {printable(entry['id'])}: {printable(entry['reason'])}" for entry in entries[:SHOWN]]
         if len(entries) > SHOWN:
             lines.append(f"    and {len(entries) - SHOWN} more (--json lists all)")
     if result["leakage"]:
@@ -136,14 +136,14 @@ def as_text(result: dict[str, Any]) -> str:
             some = "; ".join(
                 entry if isinstance(entry, str) else " = ".join(entry) for entry in found[:SHOWN]
             )
-            told = f"{len(found)}" + (f" ({some})" if found else "")
+            told = f"{len(found)}" + (f" ({printable(some)})" if found else "")
             if key == "patients_in_two_splits" and unknown:
                 told += f"; not checkable for {unknown} images: no patient ids"
             if key == "patients_in_two_splits" and not result["patients"]:
                 told = NOT_CHECKABLE
             lines.append(f"  {key.replace('_', ' ')}: {told}")
-    lines += [f"\n{note}" for note in result["notes"]]
-    lines += [f"\nWarning: {warning}" for warning in result["warnings"]]
+    lines += [f"\n{printable(note)}" for note in result["notes"]]
+    lines += [f"\nWarning: {printable(warning)}" for warning in result["warnings"]]
     fine = "Nothing is wrong. See the notes above." if result["notes"] else "Everything is in order."
     lines.append(f"\n{fine if result['ok'] else 'Some things above need a look.'}")
     return "\n".join(lines)

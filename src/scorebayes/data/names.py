@@ -7,8 +7,10 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from scorebayes.errors import DataError
 
 UNKNOWN = (
     "",
@@ -34,6 +36,7 @@ NO_LABEL = (
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\d+,(?!\d{3}$)\d+")
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _TOKENS = re.compile(r"[^\W_]+")
+MAX_CLASSES = 1000  # a data set with more is none, or its labels are something else
 LEAST_LETTERS = 4  # of a word in which one other letter is taken for a slip, not for another class
 
 _PATTERNS = (
@@ -48,6 +51,15 @@ def clean(text: str) -> str:
     """Text without invisible characters, in composed form (NFC), with single blanks."""
     visible = "".join(c for c in text if unicodedata.category(c) != "Cf")
     return unicodedata.normalize("NFC", " ".join(visible.split()))
+
+
+def require_few_classes(name: Path | str, n_classes: int) -> None:
+    """DataError where a data set has more classes than can be meant."""
+    if n_classes > MAX_CLASSES:
+        raise DataError(
+            f"{name} has {n_classes} classes, but at most {MAX_CLASSES} are possible.",
+            "Check that its labels are classes.",
+        )
 
 
 def has_label(text: str) -> bool:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from scorebayes.baselines import open_baseline
 from scorebayes.data.listing import left_out_words, list_images
+from scorebayes.data.pixels.files import require_file
 from scorebayes.decision.posterior import mean_posterior
 from scorebayes.decision.table import EvidenceTable
-from scorebayes.errors import ConfigError, DataError
+from scorebayes.errors import ConfigError, DataError, printable
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import PriorConfig
 from scorebayes.runs.run import Run
@@ -56,18 +57,18 @@ def require_there(paths: Sequence[Path]) -> None:
         )
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The given files. A folder is replaced by the images below it, if there are any, whatever their names; a warning
-    counts what is left out. DataError if a folder cannot be opened."""
-    found = []
+def image_files(paths: Sequence[Path]) -> list[tuple[Path, Path | None]]:
+    """The given files. A folder is replaced by the images below it, if there are any, whatever their names, each with the
+    folder, which its links must not leave; a warning counts what is left out. DataError if a folder cannot be opened."""
+    found: list[tuple[Path, Path | None]] = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            found.append((path, None))
             continue
         listing = list_images(path)
-        found += listing.images or [path]
+        found += [(image, path) for image in listing.images] or [(path, None)]
         if words := left_out_words(listing.left_out, path):
-            python_warnings.warn(f"{path}: {words}", stacklevel=2)
+            python_warnings.warn(printable(f"{path}: {words}"), stacklevel=2)
     return found
 
 
@@ -97,7 +98,8 @@ def predict_files(
         ``scorebayes.decision.typicality``); with ``force`` atypical images get a posterior anyway.
     """
     require_there(files)
-    files, task = image_files(files), task_of(run)
+    found_in, task = image_files(files), task_of(run)
+    files = [path for path, _ in found_in]
     beside = [open_baseline(run, name) for name in partners]
     tables: list[EvidenceTable] = []
     shown: list[Tensor] = []
@@ -105,8 +107,10 @@ def predict_files(
     reasons: dict[int, str] = {}
     warnings = [""] * len(files)
     with progress_bar("predict", len(files)) as advance:
-        for row, path in enumerate(files):
+        for row, (path, folder) in enumerate(found_in):
             try:
+                if folder is not None:
+                    require_file(path, folder)
                 x, key, warnings[row] = run.read(path)
             except DataError as error:
                 reasons[row] = str(error)

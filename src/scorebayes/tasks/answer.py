@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scorebayes.decision.posterior import bayes
 from scorebayes.decision.table import OK, EvidenceTable
-from scorebayes.errors import DataError
+from scorebayes.errors import DataError, printable
 from scorebayes.runs.run import Run
 from scorebayes.tasks import task_of
 
@@ -55,7 +55,8 @@ class Answer:
         lines = [f"{self.image}: {self.predicted or self.verdict}"]
         lines += [f"  {name} {p:.3f} ± {self.std_error[name]:.3f}" for name, p in self.posterior.items()]
         lines += [f"  {self.reason or self.verdict}"]
-        return "\n".join([*lines, *([f"  warning: {self.warning}"] if self.warning else [])])
+        lines += [f"  warning: {self.warning}"] if self.warning else []
+        return "\n".join(map(printable, lines))
 
 
 def answer(run: Run, image: str | Path | NDArray) -> Answer:

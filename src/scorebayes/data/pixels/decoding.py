@@ -19,7 +19,7 @@ _AGAIN = "Copy or download it again, or leave it out."
 
 @contextmanager
 def decoding(path: Path, problem: str = "cannot be decoded") -> Iterator[None]:
-    """Turn what decoders raise into a DataError. Their warnings (of size, of odd tags) are left out."""
+    """Turn what decoders raise into a DataError, but for MemoryError. Their warnings (of size, of odd tags) are left out."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -30,7 +30,7 @@ def decoding(path: Path, problem: str = "cannot be decoded") -> Iterator[None]:
         ) from None
     except UnidentifiedImageError:
         raise DataError(f"{path} {problem}: its header is damaged.", _AGAIN) from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # no list of what decoders raise on broken files has ever been complete
         cause = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
@@ -54,4 +54,4 @@ def upright(pixels: NDArray, orientation: int) -> NDArray:
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(pixels) if 2 <= orientation <= 8 else pixels

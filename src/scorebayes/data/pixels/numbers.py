@@ -6,6 +6,7 @@ scale.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,23 @@ ROUNDING = 1e-6  # how far outside [0, 1] floating-point numbers may be by round
 _LEAST_SPAN = (
     2**-10
 )  # of the range of 32-bit numbers; below it, an image would not keep its 64 grey levels in 16 bits
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Numbers [H, W] or [H, W, 3] as a file holds them, with what they mean: a ``curve`` [n] or [n, 3] that gives the grey
+    or colour of each, or else the ``depth`` and ``white_is_zero`` of ``to_unit``."""
+
+    values: NDArray
+    depth: int | None = None
+    white_is_zero: bool = False
+    curve: NDArray[np.float32] | None = None
+
+    def unit(self, name: Path | str, bits: int | None = None) -> NDArray[np.float32]:
+        """Pixels [H, W] or [H, W, 3], float32 in [0, 1]; ``name`` and ``bits`` as in ``to_unit``."""
+        if self.curve is not None:
+            return self.curve[self.values]
+        return to_unit(self.values, name, bits, depth=self.depth, white_is_zero=self.white_is_zero)
 
 
 def to_unit(
@@ -58,6 +76,11 @@ def to_unit(
             )
         depth = 8 * itemsize
     least, span = (-(2 ** (depth - 1)) if kind == "i" else 0), 2**depth - 1
+    if depth < 8 * itemsize and (int(values.max()) > least + span or int(values.min()) < least):
+        raise DataError(
+            f"{name} has values from {values.min()} to {values.max()}, but says that they have {depth} bits.",
+            "Copy it again, or correct its header.",
+        )
     if depth > 8 and bits is not None and bits < depth:
         _check_range(values, name, bits)
         least, span = 0, 2**bits - 1

@@ -9,12 +9,11 @@ from typing import BinaryIO, NamedTuple
 
 import imagecodecs
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import Base as Tag
 
 from scorebayes.data.pixels.decoding import check_size, decoding, upright
-from scorebayes.data.pixels.numbers import to_unit
+from scorebayes.data.pixels.numbers import Stored
 from scorebayes.errors import DataError
 
 INKS = "is in CMYK (amounts of ink for printing), which is not read"
@@ -33,8 +32,8 @@ class Header(NamedTuple):
     lossless: bool = False
 
 
-def read_png(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float32]:
-    """Pixels [H, W] or [H, W, 3], float32 in [0, 1]; an alpha channel is dropped."""
+def read_png(path: Path, file: BinaryIO) -> Stored:
+    """Grey [H, W] or RGB [H, W, 3]; an alpha channel is dropped."""
     depth = png_bits(path, file)
     with decoding(path), Image.open(file, formats=("PNG",)) as image:
         check_size(path, image.width * image.height)
@@ -51,7 +50,7 @@ def read_png(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float32
             pixels = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0]
         else:
             pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    return to_unit(upright(pixels, orientation), path, bits)
+    return Stored(upright(pixels, orientation))
 
 
 def png_bits(path: Path, file: BinaryIO) -> int:
@@ -64,8 +63,8 @@ def png_bits(path: Path, file: BinaryIO) -> int:
     return 8 if indexed else head[24]
 
 
-def read_jpeg(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float32]:
-    """Pixels [H, W] or [H, W, 3], float32 in [0, 1]."""
+def read_jpeg(path: Path, file: BinaryIO) -> Stored:
+    """Grey [H, W] or RGB [H, W, 3]."""
     stream = file.read()
     with decoding(path):
         header = jpeg_header(stream)
@@ -75,13 +74,13 @@ def read_jpeg(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float3
             pixels = imagecodecs.jpeg_decode(stream)
         if pixels.ndim == 3 and pixels.shape[2] == 4:
             raise DataError(f"{path} {INKS}.", "Convert it to grey or RGB.")
-        return to_unit(pixels, path, bits, depth=header.bits)
+        return Stored(pixels, depth=header.bits)
     with decoding(path), Image.open(io.BytesIO(stream), formats=("JPEG",)) as image:
         check_size(path, image.width * image.height)
         if image.mode not in ("L", "RGB"):
             raise DataError(f"{path} {INKS}.", "Convert it to grey or RGB.")
         orientation = image.getexif().get(Tag.Orientation, 1)
-        return to_unit(upright(np.asarray(image), orientation), path)
+        return Stored(upright(np.asarray(image), orientation))
 
 
 def jpeg_bits(path: Path, file: BinaryIO) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPage
 
 from scorebayes.data.pixels.decoding import check_size, decoding, upright
-from scorebayes.data.pixels.numbers import to_unit
+from scorebayes.data.pixels.numbers import Stored
 from scorebayes.data.pixels.raster import INKS, Header, jpeg_header
 from scorebayes.errors import DataError
 
@@ -45,15 +45,16 @@ _JPEG, _JPEG_2000 = 7, 34712
 # that the header declares, or their own header is checked.
 _COMPRESSIONS = (1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, _JPEG_2000, 50000)
 _FLOAT, _COMPLEX = 3, (5, 6)
+MOST_DIRECTORIES = 100  # of pages; a pyramid has about ten
 
 
-def read_tiff(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float32]:
-    """Pixels [H, W] or [H, W, 3], float32 in [0, 1]; an extra channel (alpha) is dropped."""
+def read_tiff(path: Path, file: BinaryIO) -> Stored:
+    """Grey [H, W] or RGB [H, W, 3]; an extra channel (alpha) is dropped."""
     with decoding(path), TiffFile(file) as tiff:
         page = _only_page(path, tiff)
         _check(path, page)
         _check_parts(path, page, file)
-        stored = page.asarray(maxworkers=1)
+        stored = _in_the_file(page, file) if page.is_memmappable else page.asarray(maxworkers=1)
         if page.planarconfig == 2 and page.samplesperpixel > 1:
             stored = np.moveaxis(stored, 0, -1)
         colour = 3 if page.photometric in (_RGB, _YCBCR) else 1
@@ -61,10 +62,15 @@ def read_tiff(path: Path, file: BinaryIO, bits: int | None) -> NDArray[np.float3
             stored = stored[..., :3] if colour == 3 else stored[..., 0]
         stored = upright(stored, page.tags.valueof("Orientation", 1))
         if page.photometric == _PALETTE:
-            return to_unit(_colours(page)[stored.astype(np.uint16)], path)
-        return to_unit(
-            stored, path, bits, depth=page.bitspersample, white_is_zero=page.photometric == _WHITE_IS_ZERO
-        )
+            return Stored(_colours(page)[stored.astype(np.uint16)])
+        return Stored(stored, page.bitspersample, page.photometric == _WHITE_IS_ZERO)
+
+
+def _in_the_file(page: TiffPage, file: BinaryIO) -> NDArray:
+    """Uncompressed pixels that lie in one piece, of which nothing is read yet."""
+    assert page.dtype is not None
+    dtype = page.dtype.newbyteorder(page.parent.byteorder)
+    return np.memmap(file, dtype, "r", page.dataoffsets[0], page.shape)
 
 
 def tiff_bits(path: Path, file: BinaryIO) -> int:
@@ -85,11 +91,13 @@ def _only_page(path: Path, tiff: TiffFile) -> TiffPage:
         if page.offset in seen:  # the chain of pages bites its tail
             break
         seen.add(page.offset)
+        if len(seen) > MOST_DIRECTORIES:
+            raise DataError(f"{path} has more than {MOST_DIRECTORIES} directories (images).", _PLAIN)
         reduced_or_mask = page.subfiletype & 0b101
         if not reduced_or_mask:
             full.append(page)
-        if len(full) == 2:
-            raise DataError(f"{path} holds {len(tiff.pages)} images.", "Save each image to its own file.")
+    if len(full) > 1:
+        raise DataError(f"{path} holds {len(full)} images.", "Save each image to its own file.")
     if not full and len(seen) == 1 and "SubIFDs" not in page.tags:
         full.append(page)
     if not full:

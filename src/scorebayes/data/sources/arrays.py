@@ -22,13 +22,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
-from scorebayes.data.names import class_key, clean, has_label, known_patients, one_spelling
+from scorebayes.data.names import (
+    class_key,
+    clean,
+    has_label,
+    known_patients,
+    one_spelling,
+    require_few_classes,
+)
 from scorebayes.data.pixels.npy import npz_names, read_npz
 from scorebayes.data.pixels.numbers import as_stack, to_unit, unsigned
 from scorebayes.data.sources.folder import PATIENT_COLUMN, positive_class
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.storage.atomic import replacing
 
+MAX_TEXT = 1000  # characters of a label or id
 REQUIRED, OPTIONAL = ("images", "labels"), ("classes", "split")
 PATIENTS = ("patients", *PATIENT_COLUMN.split("|"))  # names of one array, best first
 
@@ -148,13 +156,19 @@ def _one_per_image(array: NDArray, name: str, n_images: int) -> NDArray:
             "Expected one per image"
             + (" (of one column a class: array.argmax(axis=1))." if one_hot else "."),
         )
+    if (
+        array.dtype.kind in "US"
+        and array.dtype.itemsize > MAX_TEXT * np.dtype(f"{array.dtype.kind}1").itemsize
+    ):
+        raise DataError(f"{name} holds texts of more than {MAX_TEXT} characters.", "Give shorter names.")
     return array.reshape(-1)
 
 
 def _names(classes: NDArray, name: str) -> NDArray[np.str_]:
     if classes.size != max(classes.shape, default=0) or classes.dtype.kind not in "biuUS":
         raise DataError(f"{name} is {classes.dtype} {classes.shape}.", "Expected one name per class.")
-    return classes.reshape(-1).astype(str)
+    require_few_classes(name, classes.size)
+    return _one_per_image(classes, name, classes.size).astype(str)
 
 
 def _numbered(
@@ -166,6 +180,7 @@ def _numbered(
         spelling = one_spelling((text for text in texts if has_label(text)), class_key)
         texts = np.array([clean(spelling.get(text, "")) for text in texts])
         found = np.unique(texts[texts != ""])
+        require_few_classes(name, len(found))
         names = found if classes is None else classes
         strange = sorted(set(found.tolist()) - set(names.tolist()))
         if strange:
@@ -175,10 +190,16 @@ def _numbered(
         number = {text: index for index, text in enumerate(names.tolist())} | {"": -1}
         return np.array([number[text] for text in texts.tolist()], dtype=np.int64), names
     known = np.nan_to_num(labels, nan=-1) if labels.dtype.kind == "f" else labels
-    if known.dtype.kind not in "biuf" or (known != np.floor(known)).any() or known.min(initial=0) < -1:
+    if (
+        known.dtype.kind not in "biuf"
+        or not np.isfinite(known).all()
+        or (known != np.floor(known)).any()
+        or known.min(initial=0) < -1
+    ):
         raise DataError(
             f"{name} is {labels.dtype}, and not all of it class numbers.",
             "Expected class numbers, with -1 for unknown, or names of classes.",
         )
+    require_few_classes(name, 1 + int(known.max(initial=0)))
     numbers = known.astype(np.int64)
     return numbers, np.arange(max(2, 1 + int(numbers.max()))).astype(str) if classes is None else classes

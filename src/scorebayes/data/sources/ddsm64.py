@@ -11,8 +11,8 @@ figure.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from scorebayes.data.base import Record, Rejected, SourceInfo
 from scorebayes.data.pixels.files import require_file
 from scorebayes.data.pixels.images import read_image
 from scorebayes.data.pixels.npy import read_npz
+from scorebayes.data.sources.tables import read_table
 from scorebayes.errors import ConfigError, DataError
 
 BENIGN, MALIGNANT, LEFT_OUT = 0, 1, -1
@@ -66,10 +67,7 @@ class Ddsm64:
         table = self.root / "labels.csv"
         rows = _rows(table) if not self.packed or table.exists() else None
         if self.packed:
-            arrays = read_npz(self.npz, ("labels", "split", "patient_group"))
-            labels, splits, patients = (
-                arrays[name].tolist() for name in ("labels", "split", "patient_group")
-            )
+            labels, splits, patients = self._columns()
             if rows is not None and [int(row["label"]) for row in rows] != labels:
                 raise DataError(f"{table} and {self.npz} disagree on the labels.", "Download both again.")
         else:
@@ -108,18 +106,32 @@ class Ddsm64:
             return read_image(record.path)
         if self._images is None:
             self._images = read_npz(self.npz, ("images",))["images"]
-        return self._images[int(record.image_id.rpartition("-")[2])].astype(np.float32) / 255
+        row = int(record.image_id.rpartition("-")[2])
+        if self._images.dtype != np.uint8 or self._images.ndim != 3 or row >= len(self._images):
+            raise DataError(
+                f"{self.npz}: images is {self._images.dtype} {self._images.shape}.", "Download it again."
+            )
+        return self._images[row].astype(np.float32) / 255
+
+    def _columns(self) -> list[list[Any]]:
+        """Labels, splits and patients of the packed file, one per image each."""
+        names = ("labels", "split", "patient_group")
+        arrays = read_npz(self.npz, names)
+        labels = arrays["labels"]
+        if (
+            any(arrays[name].shape != (labels.size,) for name in names)
+            or not np.isin(labels, (-1, 0, 1)).all()
+        ):
+            told = ", ".join(f"{name} is {arrays[name].dtype} {arrays[name].shape}" for name in names)
+            raise DataError(
+                f"{self.npz}: {told}.", "Expected one of each per image, and labels of -1, 0 and 1."
+            )
+        return [[int(label) for label in labels], *(arrays[name].tolist() for name in names[1:])]
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    require_file(table)
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{table} lacks the columns {', '.join(missing)}.", "Download it again.")
-        rows = list(reader)
-    for number, row in enumerate(rows):
+    found = read_table(table, COLUMNS, ("site_letter",))
+    for row, line in zip(found.rows, found.lines, strict=True):
         if row["label"] not in ("-1", "0", "1"):
-            raise DataError(f"{table}, row {number + 1}: label {row['label']!r}, expected -1, 0 or 1.")
-    return rows
+            raise DataError(f"{table}, line {line}: label {row['label']!r}, expected -1, 0 or 1.")
+    return list(found.rows)

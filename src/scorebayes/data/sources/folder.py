@@ -32,6 +32,7 @@ from scorebayes.data.names import (
     one_spelling,
     patient_key,
     pattern_text,
+    require_few_classes,
 )
 from scorebayes.data.pixels.files import is_visible, require_file
 from scorebayes.data.pixels.images import image_bits, read_image
@@ -310,6 +311,7 @@ class Folder:
             return names, {label: of_key[key] for label in labels if (key := class_key(label)) in of_key}
         cleaned = {label: clean(label) for label in labels if has_label(label)}
         spelling = one_spelling(cleaned.values(), class_key)
+        require_few_classes(given, len(set(spelling.values())))
         for name in sorted(set(spelling.values())):
             if len(same := sorted(other for other, chosen in spelling.items() if chosen == name)) > 1:
                 self.notes.append(f"The labels {' and '.join(same)} are one class, {name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import plistlib
 import re
 from collections import defaultdict
@@ -9,17 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-from xml.parsers.expat import ExpatError
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, SourceInfo
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY
 from scorebayes.data.pixels.files import require_file
 from scorebayes.data.sources.mammograms import (
     CLASSES,
+    MAMMOGRAPHY,
     TASKS,
     Count,
     Left,
@@ -46,6 +46,7 @@ INFO = SourceInfo(
     access="on request from the Breast Research Group, INESC Porto",
     modalities=MAMMOGRAPHY,
 )
+MAX_BYTES = 10_000_000  # of an annotation, and of the table
 COLUMNS = ("Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads")
 FILE_NAME = re.compile(r"(\d{8})_([0-9a-f]{16})_MG_([LR])_(CC|ML)_ANON\.dcm", re.IGNORECASE)
 CONVENTIONS = {  # BI-RADS categories of each class; the others are left out
@@ -232,37 +233,33 @@ def read_regions(path: Path) -> list[tuple[str, list[tuple[float, float]]]]:
     """Contours of an annotation: what is meant ("" where the name says nothing) and its points (x, y), in
     pixels.
 
-    Regions without a point, and points that are no numbers, are dropped. Raises DataError if the file is
-    damaged.
+    Regions without a point, and points of another form, are dropped. Raises DataError if the file is damaged, or is a binary
+    property list, which the data set has none of: a few bytes can stand for any number of points there.
     """
-    require_file(path)
+    if require_file(path).st_size > MAX_BYTES:
+        raise DataError(f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB.", "Check that it is an annotation.")
     damaged = DataError(f"{path} is not an annotation of INbreast (Apple property list).", "Copy it again.")
     try:
-        content = plistlib.loads(path.read_bytes())
-    except (
-        plistlib.InvalidFileException,
-        ExpatError,
-        ValueError,
-        RecursionError,
-        AttributeError,
-        IndexError,
-    ):
-        raise damaged from None
-    try:
+        content = plistlib.loads(path.read_bytes(), fmt=plistlib.FMT_XML)
         regions = [region for image in content["Images"] for region in image["ROIs"]]
         named = [(NAMES.get(str(r["Name"]).strip().lower(), ""), _points(r["Point_px"])) for r in regions]
-    except (KeyError, TypeError):
+    except Exception:  # the parser raises anything on damaged input, and the content may be of any form
         raise damaged from None
     return [(name, points) for name, points in named if points]
 
 
 def _points(texts: Sequence[Any]) -> list[tuple[float, float]]:
     found = [re.fullmatch(r"\(\s*([-+.\deE]+)\s*,\s*([-+.\deE]+)\s*\)", str(text)) for text in texts]
-    return [(float(match[1]), float(match[2])) for match in found if match]
+    points = [(float(match[1]), float(match[2])) for match in found if match]
+    if not all(math.isfinite(x) and math.isfinite(y) for x, y in points):
+        raise ValueError("a point lies nowhere")
+    return points
 
 
 def _excel_rows(path: Path) -> list[dict[str, str]]:
     """Rows of the original table: names with blanks, file names as floats, a footer without file names."""
+    if require_file(path).st_size > MAX_BYTES:
+        raise DataError(f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB.", "Save it as INbreast.csv.")
     try:
         frame = pd.read_excel(path, dtype=str, keep_default_na=False)
     except ImportError:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from scorebayes.data import read_image
 from scorebayes.data.base import Record, Rejected
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY
 from scorebayes.data.pixels.files import files_below, require_file
 from scorebayes.errors import ConfigError, DataError
 
 TASKS = ("image", "crop", "breast")
 CLASSES = ("benign", "malignant")
+MAMMOGRAPHY = ("MG",)  # the Modality of a DICOM file
 ENDINGS = (".dcm", ".dicom", ".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, Rejected, SourceInfo
+from scorebayes.data.names import require_few_classes
 from scorebayes.data.pixels.files import require_file
 from scorebayes.data.pixels.npy import read_npz
 from scorebayes.data.pixels.numbers import is_stack
@@ -148,6 +149,7 @@ class MedMnist:
             raise DataError(f"{self.path} is {REFUSED[name]}.", "One class per image is needed.")
         arrays = self._arrays()
         n_classes = 1 + max(int(arrays[f"{split}_labels"].max(initial=0)) for split in SPLITS)
+        require_few_classes(self.path, n_classes)
         flag = FLAGS.get(name, _Flag("", tuple(str(label) for label in range(max(n_classes, 2)))))
         if n_classes > len(flag.classes):
             raise DataError(

@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from scorebayes.data.pixels.files import require_file
 from scorebayes.errors import DataError
 
+DEEPEST = 40  # folders that a moved folder may have been in
+
 
 def names_below(root: Path, texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The paths of a table as names below its folder ``root``, and what was guessed, in words.
@@ -27,7 +29,7 @@ def names_below(root: Path, texts: Sequence[str]) -> tuple[list[str], list[str]]
         common = PurePosixPath(os.path.commonpath([PurePosixPath(name).parent for name in foreign])).parts
     except ValueError:  # some of Windows, some not
         return names, []
-    for cut in range(1, len(common) + 1):
+    for cut in range(1, min(len(common), DEEPEST) + 1):
         moved = {name: "/".join(parts[cut:]) for name, parts in foreign.items()}
         if sum(_exists(root, name) for name in moved.values()) > len(moved) / 2:
             before = "/".join(common[:cut]).replace("//", "/")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -17,7 +19,11 @@ from scorebayes.errors import DataError
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _TEXT_FORMULA = re.compile(r'="(.*)"')
-MAX_BYTES = 500_000_000
+MAX_BYTES = 100_000_000
+MAX_ROWS = 1_000_000
+MAX_HEADER = 1_000_000  # characters
+MAX_ABOVE = 1000  # lines above a header
+MAX_MARKS = 30  # combining marks in a row, as in Unicode's stream-safe format (UAX 15): their order takes quadratic time
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     if require_file(path).st_size > MAX_BYTES:
         raise DataError(f"{path} is larger than {MAX_BYTES / 1e6:.0f} MB.", "Check that it is a table.")
     text, notes = _decode(path)
-    text, above, told = _without_preface(text.replace("\r\n", "\n").replace("\r", "\n"), columns)
+    text, above, told = _without_preface(path, text.replace("\r\n", "\n").replace("\r", "\n"), columns)
     headers = {separator: _header(text, separator) for separator in told or SEPARATORS}
     places = {separator: _places(header, columns) for separator, header in headers.items()}
     fitting = [separator for separator in headers if len(places[separator]) == len(columns)]
@@ -83,25 +89,50 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     return Table(path, rows, lines, tuple(notes))
 
 
-def _without_preface(text: str, columns: Sequence[str]) -> tuple[str, int, str]:
+def _without_preface(path: Path, text: str, columns: Sequence[str]) -> tuple[str, int, str]:
     """The text from its header on, the number of lines above it, and the separator that a line ``sep=;`` names.
 
     Blank lines and comments may stand above a header, which may itself begin with #.
     """
-    above, told = 0, ""
-    while text:
-        first, _, rest = text.partition("\n")
+    start, above, told = 0, 0, ""
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text) + 1
+        first = text[start : end - 1]
         comment = first.startswith("#") and not any(_places(_header(first, s), columns) for s in SEPARATORS)
         if match := _SEPARATOR_LINE.fullmatch(first.strip(" ")):
             told = match[1]
         elif first.strip() and not comment:
             break
-        text, above = rest, above + 1
-    return text, above, told
+        start, above = end, above + 1
+        if above > MAX_ABOVE:
+            raise DataError(
+                f"{path} has no header in its first {MAX_ABOVE} lines.", "Check that it is a table."
+            )
+    return text[start:], above, told
 
 
 def _decode(path: Path) -> tuple[str, list[str]]:
-    data = path.read_bytes()
+    text, notes = _text(path, path.read_bytes())
+    if not text.isascii() and _marks().search(text):
+        raise DataError(
+            f"{path} has more than {MAX_MARKS} combining marks in a row.", "Check that it is a table of text."
+        )
+    return text, notes
+
+
+@functools.cache
+def _marks() -> re.Pattern[str]:
+    """More combining marks in a row than any language has."""
+    points = [point for point in range(0x300, 0x20000) if unicodedata.combining(chr(point))]
+    runs = [
+        [point for _, point in run]
+        for _, run in itertools.groupby(enumerate(points), lambda pair: pair[1] - pair[0])
+    ]
+    ranges = "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
+    return re.compile(f"[{ranges}]{{{MAX_MARKS + 1}}}")
+
+
+def _text(path: Path, data: bytes) -> tuple[str, list[str]]:
     if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")):
         raise DataError(f"{path} is a workbook, not a text table.", "Save the sheet as CSV in UTF-8.")
     if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
@@ -128,7 +159,10 @@ def _decode(path: Path) -> tuple[str, list[str]]:
 
 def _header(text: str, separator: str) -> list[str]:
     """The names of the columns; empty ones at the end, of trailing separators, do not count."""
-    header = [normal(name) for name in next(_reader(text, separator), [])]
+    try:
+        header = [normal(name) for name in next(_reader(text[:MAX_HEADER], separator), [])]
+    except csv.Error:  # a cell without end
+        return []
     while header and not header[-1]:
         header.pop()
     return header
@@ -180,6 +214,8 @@ def _rows(
                     f"{path}, line {above + reader.line_num}: {len(cells)} cells, but the header has {width}.",
                     "Check the quotes and separators in this line.",
                 )
+            if len(rows) == MAX_ROWS:
+                raise DataError(f"{path} has more than {MAX_ROWS} rows.", "Split it.")
             rows.append({column: cells[place] for column, place in places.items()})
             lines.append(above + reader.line_num)
     except csv.Error as error:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorebayes.data.base import Record, SourceInfo
-from scorebayes.data.pixels.dicom import MAMMOGRAPHY
 from scorebayes.data.sources.mammograms import (
     CLASSES,
+    MAMMOGRAPHY,
     TASKS,
     Count,
     Left,

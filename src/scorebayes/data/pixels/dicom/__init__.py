@@ -7,6 +7,6 @@ words as they are stored), ``words`` (to the values they stand for), then ``grey
 unless part 5 is named. The whole is told step by step in docs/reading-images.md.
 """
 
-from scorebayes.data.pixels.dicom.read import MAMMOGRAPHY, dicom_bits, grey_depth, open_dicom, read_dicom
+from scorebayes.data.pixels.dicom.read import dicom_bits, grey_depth, open_dicom, read_dicom
 
-__all__ = ["MAMMOGRAPHY", "dicom_bits", "grey_depth", "open_dicom", "read_dicom"]
+__all__ = ["dicom_bits", "grey_depth", "open_dicom", "read_dicom"]

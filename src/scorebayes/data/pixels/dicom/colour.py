@@ -15,8 +15,10 @@ from scorebayes.errors import DataError
 _CHANNELS = ("Red", "Green", "Blue")
 
 
-def rgb(tags: Tags, header: Header, samples: NDArray[np.int32], found: Words) -> NDArray[np.float32]:
-    """Samples [H, W, 3] of the file's colour space -> RGB [H, W, 3] in [0, 1]."""
+def rgb(
+    tags: Tags, header: Header, samples: NDArray[np.int32], found: Words
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Samples [H, W, 3] of the file's colour space -> RGB [H, W, 3], and the share of white of each number [n]."""
     if header.signed:
         raise tags.wrong("PixelRepresentation", "says that pixels are signed, which colours cannot be")
     stream = found.stream
@@ -27,12 +29,13 @@ def rgb(tags: Tags, header: Header, samples: NDArray[np.int32], found: Words) ->
             raise tags.wrong(
                 "BitsStored", f"is {header.bits}, but {header.photometric} is read at 8 bits only", "Export it as RGB."
             )  # fmt: skip
-        samples = convert_color_space(samples.astype(np.uint8), "YBR_FULL", "RGB")
-    return samples.astype(np.float32) / np.float32(2**header.bits - 1)
+        samples = convert_color_space(samples.astype(np.uint8), "YBR_FULL", "RGB").astype(np.int32)
+    white = np.float32(2**header.bits - 1)
+    return samples, (np.arange(2**header.bits, dtype=np.float32) / white).astype(np.float32)
 
 
-def palette(tags: Tags, header: Header, values: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Values [H, W] -> the palette's RGB [H, W, 3] in [0, 1]."""
+def palette(tags: Tags, header: Header) -> NDArray[np.float32]:
+    """RGB [n, 3] in [0, 1] of every value, from ``header.lowest`` to ``header.highest``."""
     stored = np.arange(header.lowest, header.highest + 1)
     if "SegmentedRedPaletteColorLookupTableData" in tags.dataset:
         colours, bits = _segmented(tags, header, stored)
@@ -47,7 +50,7 @@ def palette(tags: Tags, header: Header, values: NDArray[np.int32]) -> NDArray[np
         colours, bits = np.stack([table(stored) for table in tables], -1), max(table.bits for table in tables)
     # Many write entries of 8 bits and say 16.
     top = 255 if bits <= 8 or int(colours.max()) <= 255 else 2**bits - 1
-    return (colours / top).astype(np.float32)[values - header.lowest]
+    return (colours / top).astype(np.float32)
 
 
 def _segmented(tags: Tags, header: Header, stored: NDArray) -> tuple[NDArray, int]:

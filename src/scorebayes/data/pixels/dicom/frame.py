@@ -147,7 +147,7 @@ def _damaged(tags: Tags) -> Iterator[None]:
     """Decoders raise anything on damaged input; what they say may quote the content."""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception:
         raise DataError(f"{tags.path} is damaged: its pixels cannot be decoded.", _AGAIN) from None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
-from pydicom import uid
+from pydicom import filereader, uid
 
 from scorebayes.data.pixels.dicom.tags import Tags
 from scorebayes.errors import DataError
@@ -33,12 +32,13 @@ def parse(path: Path, file: BinaryIO) -> Tags:
         if start.startswith((b"<!doctype", b"<html", b"<?xml")):
             raise DataError(f"{path} is a web page, not DICOM: a failed download.", "Download it again.")
         raise DataError(f"{path} is not DICOM: the marker DICM at byte 128 is missing.", "Check the file.")
-    _check_inflated_size(path, data)
     try:
-        dataset = pydicom.dcmread(BytesIO(data))
+        dataset = _dataset(path, data)
         deep = _depth(dataset) > MAX_DEPTH
     except RecursionError:
         deep = True
+    except (DataError, MemoryError):
+        raise
     except Exception:  # the parser raises anything on damaged input
         raise DataError(
             f"{path} is damaged: its DICOM header cannot be read.",
@@ -49,30 +49,34 @@ def parse(path: Path, file: BinaryIO) -> Tags:
     return Tags(path, dataset)
 
 
-def _check_inflated_size(path: Path, data: bytes) -> None:
-    """Inflate in pieces, keeping none, so that a small file cannot fill the memory: the parser inflates all
-    at once.
-    """
-    if uid.DeflatedExplicitVRLittleEndian.encode() not in data[132:4096]:
-        return
-    if data[132:136] != b"\x02\0\0\0":
-        raise DataError(
-            f"{path} is compressed (deflated), but the length of its header is missing.", "Export it again."
-        )
-    group_length = struct.unpack_from("<I", data, 140)[0]  # value of (0002,0000), which begins group 2
-    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    rest = data[144 + group_length :]
+def _dataset(path: Path, data: bytes) -> pydicom.Dataset:
+    """The parser inflates a deflated file at once, however large it becomes, so that this is done here."""
+    file = BytesIO(data)
+    preamble = filereader.read_preamble(file, force=False)
+    meta = filereader._read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(BytesIO(data))
+    content = BytesIO(_inflate(path, data[file.tell() :]))
+    dataset = filereader.read_dataset(content, is_implicit_VR=False, is_little_endian=True)
+    return pydicom.FileDataset(path, dataset, preamble, meta, is_implicit_VR=False, is_little_endian=True)
+
+
+def _inflate(path: Path, data: bytes) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        while rest and not inflate.eof:
-            total += len(inflate.decompress(rest, 1 << 20))
-            rest = inflate.unconsumed_tail
-            if total > MAX_BYTES:
-                raise DataError(f"{path} unpacks to more than {MAX_BYTES / 1e6:.0f} MB.", "Leave it out.")
+        content = inflater.decompress(data, MAX_BYTES + 1)
     except zlib.error:
         raise DataError(
             f"{path} is damaged: its compressed (deflated) content cannot be unpacked.",
             "Copy or download it again, or leave it out.",
         ) from None
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path} unpacks to more than {MAX_BYTES / 1e6:.0f} MB.", "Leave it out.")
+    if not inflater.eof:
+        raise DataError(
+            f"{path} is incomplete: its deflated content is cut off.", "Copy or download it again."
+        )
+    return content
 
 
 def _depth(dataset: pydicom.Dataset) -> int:

@@ -21,9 +21,8 @@ from scorebayes.data.pixels.dicom.parse import parse
 from scorebayes.data.pixels.dicom.tags import Tags
 from scorebayes.data.pixels.dicom.words import stored_values
 from scorebayes.data.pixels.files import require_file
+from scorebayes.data.pixels.numbers import Stored
 from scorebayes.errors import DataError
-
-MAMMOGRAPHY = ("MG",)
 
 
 def read_dicom(path: Path, *, modalities: Collection[str] = (), window: bool = True) -> NDArray[np.float32]:
@@ -41,18 +40,16 @@ def read_dicom(path: Path, *, modalities: Collection[str] = (), window: bool = T
     """
     require_file(path)
     with path.open("rb") as file, _quiet(path):
-        return _image(parse(path, file), modalities, window)
+        return _stored(parse(path, file), modalities, window).unit(path)
 
 
-def open_dicom(
-    path: Path, file: BinaryIO, modalities: Collection[str] = ()
-) -> tuple[NDArray[np.float32], str, str]:
-    """The same of a file that is open, with laterality ("L", "R" or "") and view ("CC", "MLO", another code, or "") by the
-    header; no other tag is given out."""
+def open_dicom(path: Path, file: BinaryIO, modalities: Collection[str] = ()) -> tuple[Stored, str, str]:
+    """The same of a file that is open, before the curve is looked up, with laterality ("L", "R" or "") and view ("CC",
+    "MLO", another code, or "") by the header; no other tag is given out."""
     with _quiet(path):
         tags = parse(path, file)
         side, view = _side_and_view(tags)
-        return _image(tags, modalities), side, view
+        return _stored(tags, modalities), side, view
 
 
 def dicom_bits(path: Path) -> int:
@@ -76,18 +73,21 @@ def grey_depth(path: Path) -> int | None:
         return grey_bits(tags, header) if header.photometric in GREY else None
 
 
-def _image(tags: Tags, modalities: Collection[str], window: bool = True) -> NDArray[np.float32]:
+def _stored(tags: Tags, modalities: Collection[str], window: bool = True) -> Stored:
     header = read_header(tags, modalities)
     found = read_words(tags, header)
     values, empty = stored_values(tags, header, found)
     if header.samples == 3:
-        image = rgb(tags, header, values, found)
+        values, curve = rgb(tags, header, values, found)
     elif header.photometric == PALETTE:
-        image = palette(tags, header, values)
+        curve = palette(tags, header)
     else:
-        image = grey_curve(tags, header, window)[values - header.lowest]
-    image[empty] = 0
-    return image
+        curve = grey_curve(tags, header, window)
+    values -= header.lowest
+    if empty.any():  # such values lie outside the stored bits, of which there are at most 15 then
+        curve = np.concatenate([curve, np.zeros_like(curve[:1])])
+        values[empty] = len(curve) - 1
+    return Stored(values.astype(np.uint8 if len(curve) <= 256 else np.uint16), curve=curve)
 
 
 def _side_and_view(tags: Tags) -> tuple[str, str]:
@@ -110,7 +110,7 @@ def _quiet(path: Path) -> Iterator[None]:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
             warnings.simplefilter("ignore")
             yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception:  # parser and decoders raise anything on damaged input
         raise DataError(
