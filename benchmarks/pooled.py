@@ -8,7 +8,7 @@ covariance without labels. Compared: Gaussian mixtures of the statistics of Lite
 the source ``pooled``), or of the vector that its authors pool; the mixtures of the wavelet coefficients; several together;
 and logistic regression on the same statistics or vector, whose strength is chosen within the training part. Each is
 calibrated on the held-out images, cross-fitted. No validation or test image is read.
-Writes ``benchmarks/results/pooled.json``; docs/decisions/0023 and 0025 say what follows.
+Writes ``benchmarks/results/pooled.json``; docs/decisions/0023 and 0026 say what follows.
 """
 
 from __future__ import annotations

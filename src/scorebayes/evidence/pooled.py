@@ -3,7 +3,7 @@
 What the source of the wavelets is to the pixels, this is to a pretrained encoder: learned in seconds once the images
 are encoded, without a network of its own, and exact. An image and its mirror image are one: their vectors are averaged. The
 principal components of the training images are whitened, for two numbers of them, and the log-likelihoods of all mixtures
-are averaged (docs/decisions/0023).
+are averaged (docs/decisions/0023, 0026).
 """
 
 from __future__ import annotations

