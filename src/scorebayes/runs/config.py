@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import stat
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ _PLAIN: dict[str, Callable] = {
     "train": TrainConfig,
     "prior": PriorConfig,
 }
+LARGEST = 1_000_000  # bytes of a configuration file
 _FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
 
 
@@ -259,13 +261,26 @@ def preset_layer(name: str) -> Mapping[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A configuration file as a layer for ``resolve``."""
+    """A configuration file as a layer for ``resolve``. ConfigError where it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise ConfigError(
+                f"{path}: no configuration file, but a folder, a pipe or too large.", "Name a TOML file."
+            )
+        return parse_toml(path, path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file.") from error
+
+
+def parse_toml(path: Path, content: bytes) -> dict[str, Any]:
+    """The same of the content of a file."""
+    try:
+        return tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error}).") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: its tables or lists are nested too deeply.") from error
 
 
 def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
