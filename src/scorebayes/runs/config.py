@@ -13,7 +13,7 @@ import stat
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -28,6 +28,7 @@ from scorebayes.diffusion.noise import NOISES
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Evidence, Home
 from scorebayes.evidence.registry import EVIDENCE
+from scorebayes.runs.bounds import require_bounded, short
 from scorebayes.training.settings import Count, Fraction, Size, TrainConfig
 
 
@@ -339,16 +340,29 @@ def _checked(section: str, table: Mapping[str, Any], constructor: Callable | Non
                 f"unknown key {key!r} in [{section}]{_nearest(key, fields)}.",
                 f"Known: {', '.join(fields)}." if fields else "It has no options.",
             )
-    model = pydantic.create_model(
-        section, __config__=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True), **fields
-    )  # type: ignore[call-overload]
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    model = pydantic.create_model(section, __config__=strict, **fields)  # type: ignore[call-overload]
     try:
-        checked = model(**table)
+        checked = model(**{key: _as_typed(value) for key, value in table.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"[{section}] {where} = {first['input']!r}: {first['msg']}.") from error
-    return {name: getattr(checked, name) for name in fields}
+        raise ConfigError(
+            f"[{section}] {where} = {short(first['input'])}: {first['msg'].replace('tuple', 'list')}."
+        ) from error
+    found = {name: getattr(checked, name) for name in fields}
+    for name, value in found.items():
+        require_bounded(section, name, value)
+    return found
+
+
+def _as_typed(value: Any) -> Any:
+    """TOML's lists as tuples, and NumPy's numbers as Python's."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_as_typed, value))
+    if isinstance(value, (bool, int, float, str)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _plain_values(fields: Mapping[str, Any]) -> dict[str, Any]:

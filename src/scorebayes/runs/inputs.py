@@ -26,6 +26,7 @@ from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
 from scorebayes.runs.seen import seen_by_start, seen_words
 from scorebayes.storage import sealed
 from scorebayes.storage.lock import HELD, LOCK, locked
+from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.settings import TrainConfig
 
 LARGEST_DEFAULT_SIZE = 64
@@ -115,6 +116,7 @@ def _started(
         defaults=suggest(source, shown or records, _named_sources(layers, preset)),
     )
     require_prior(config.prior, source.info.classes)
+    _require_buildable(config, source)
     images, rejected, splits, used = _divided(
         Reader(path, config, source.info), source, records, config, options
     )
@@ -159,6 +161,19 @@ def _started(
     for text in audit["warnings"]:
         warnings.warn(text, stacklevel=2)
     return run, by_split
+
+
+def _require_buildable(config: Config, source: Source) -> None:
+    """ConfigError for a network, a noise process or an estimator that cannot be, before any image is read."""
+    config.build("noise")
+    config.build("likelihood")
+    with torch.device("meta"):
+        config.build(
+            "net",
+            image_channels=config.prepare.channels,
+            n_classes=len(source.info.classes),
+            n_augment=CODE_LENGTH,
+        )
 
 
 def _divided(

@@ -22,8 +22,8 @@ class Found:
 
     @property
     def serious(self) -> bool:
-        """A missing file is made again, or asked for where it is needed."""
-        return any(what != "missing" for what in self.different.values())
+        """A missing file is made again, or asked for where it is needed; one that is not sealed is not read."""
+        return any(what not in ("missing", "not sealed") for what in self.different.values())
 
 
 def check_files(run: Path) -> Found:

@@ -70,6 +70,7 @@ def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None
     """
     if os.path.lexists(out):
         raise ConfigError(f"{out}: the directory already exists.", "Choose a new directory.")
+    sealed.require_free(out)
     begun = _folder_beside(out)
     try:
         _copy(run, begun)

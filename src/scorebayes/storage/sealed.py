@@ -41,6 +41,12 @@ OPEN = (
     "*checkpoints/*.safetensors",
 )
 """Files that are sealed by their endings, but for those that no answer depends on or that are checked in another way."""
+RESERVED = (
+    SEAL, MARK, "lock*", "timings.json", "source.json", "environment.json", "audit.json", "split.parquet", "*.jsonl",
+    "quarantine.csv", "calibration*", "metrics-*", "predictions-*", "evidence*", "loglik-*", "report.*", "model-card.md",
+    "thumbnails.npz", "samples.*", "*.safetensors", "cache*", "checkpoints*", "features*", "pooled*", "baselines*",
+)  # fmt: skip
+"""Names that outputs of users must not have within a run."""
 Digests = dict[str, tuple[str, ...]]  # by the file's name within the run; two while a file is being replaced
 
 
@@ -102,9 +108,25 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def require_inside(path: Path) -> None:
-    """ConfigError if a link leads from a run to a file that is to be written there."""
+    """ConfigError if a link leads from a run to a file that is to be written there, or the run was moved away."""
     if (root := root_of(path)) is not None:
+        require_same(root)
         _name(root, path)
+
+
+def require_free(path: Path) -> None:
+    """ConfigError for an output that would lie in the place of a file of a run."""
+    whole = Path(os.path.realpath(path))
+    root = whole if is_run(whole) else root_of(whole)
+    if root is None or not is_run(root):
+        return
+    name = whole.relative_to(root).as_posix()
+    if name == "." or name in (_digests(root) or {}) or any(fnmatch(name, own) for own in RESERVED):
+        raise ConfigError(f"{path}: this name belongs to the run {root}.", "Write it somewhere else.")
+
+
+def is_run(folder: Path) -> bool:
+    return is_sealed(folder) or ((folder / MARK).is_file() and (folder / "source.json").is_file())
 
 
 def make_folder(path: Path) -> None:
