@@ -63,7 +63,10 @@ def test_a_second_process_is_refused_and_a_killed_one_does_not_count(tmp_path, m
     """H13: NFS without flock said "No locks available"."""
     without_flock(system, monkeypatch)
     with another_process(tmp_path, system) as holder:
-        with pytest.raises(ConfigError, match="another process is working in this run directory"), locked(tmp_path):
+        with (
+            pytest.raises(ConfigError, match="another process is working in this run directory"),
+            locked(tmp_path),
+        ):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -102,7 +105,11 @@ def test_a_configuration_that_is_a_pipe_or_nested_without_end_is_refused_in_one_
     os.mkfifo(tmp_path / "pipe.toml")
     with pytest.raises(ConfigError, match="no configuration file"):
         read_toml(tmp_path / "pipe.toml")
-    for name, text in (("lists", "a = " + "[" * 5000), ("tables", "a = " + "{b=" * 5000), ("keys", "a" + ".b" * 50_000 + " = 1")):
+    for name, text in (
+        ("lists", "a = " + "[" * 5000),
+        ("tables", "a = " + "{b=" * 5000),
+        ("keys", "a" + ".b" * 50_000 + " = 1"),
+    ):
         path = tmp_path / f"{name}.toml"
         path.write_text(text)
         try:

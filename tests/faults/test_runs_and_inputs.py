@@ -31,7 +31,7 @@ from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run
 from scorebayes.stages import train as stages
 from scorebayes.stages.predict import predict_files
-from scorebayes.storage import checkpoint
+from scorebayes.storage import checkpoint, sealed
 from scorebayes.storage.spreadsheet import csv_text, plain
 from scorebayes.training import loop as training
 from scorebayes.training.state import write_log
@@ -147,6 +147,7 @@ def vouch_for(path: Path) -> None:
         if entry["file"] == path.name:
             entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(entries))
+    sealed.accept(path.parents[1])
 
 
 def test_truncated_weights_are_refused(copy):
@@ -197,12 +198,13 @@ def test_a_state_without_its_averaged_weights_is_refused(copy):
 def change_source(run: Path, **fields) -> None:
     path = run / "source.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    sealed.accept(run)
 
 
 def test_other_classes_another_preparation_and_a_newer_format_are_refused(trained, tmp_path):
     for number, (fields, words) in enumerate(
         [
-            ({"classes": ["a", "b", "c"]}, "do not fit the network"),
+            ({"classes": ["a", "b", "c"], "train_counts": [5, 5, 5]}, "do not fit the network"),
             ({"pipeline": "0" * 16}, "prepare images differently"),
             ({"format": 99}, "newer version"),
         ]
@@ -218,6 +220,7 @@ def test_a_run_of_the_first_version_opens(copy):
     stored = json.loads(path.read_text())
     del stored["format"], stored["pipeline"]
     path.write_text(json.dumps(stored))
+    sealed.accept(copy)
     assert open_run(copy).score.n_classes == 2
 
 

@@ -125,7 +125,9 @@ def test_a_changed_byte_or_a_cut_is_refused_or_changes_nothing(run):
             different.append(path.name)
         counts["refused" if None in found.values() else "same"] += 1
         path.write_bytes(content)
-    print(f"\n{TRIES} changes of {len(files)} files: {dict(counts)}, {len(different)} different {different[:9]}")
+    print(
+        f"\n{TRIES} changes of {len(files)} files: {dict(counts)}, {len(different)} different {different[:9]}"
+    )
     # A damaged line of the log is left out of the curve of the training, with a warning.
     assert not [name for name in different if name != "train.jsonl"]
     assert counts["refused"] > TRIES / 3

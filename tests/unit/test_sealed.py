@@ -30,7 +30,9 @@ def run(tmp_path: Path) -> Path:
 def test_a_changed_file_is_refused_with_the_command_that_accepts_it(run: Path) -> None:
     path = run / "facts.json"
     path.write_text('{"mean": 2}')
-    with pytest.raises(ConfigError, match=r"facts\.json: the file has changed .*scorebayes doctor .*run --accept") as error:
+    with pytest.raises(
+        ConfigError, match=r"facts\.json: the file has changed .*scorebayes doctor .*run --accept"
+    ) as error:
         sealed.read_json(path)
     assert "\n" not in str(error.value)
     assert sealed.differences(run) == {"facts.json": "changed"}
@@ -55,7 +57,9 @@ def test_without_a_seal_files_are_read_as_they_are_until_they_get_one(tmp_path: 
         sealed.read(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("spoil", [lambda text: text[:-40], lambda text: text.replace("facts", "fakts"), lambda _: "[" * 9999])
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text[:-40], lambda text: text.replace("facts", "fakts"), lambda _: "[" * 9999]
+)
 def test_a_damaged_seal_is_refused_and_can_be_made_anew(run: Path, spoil: Callable[[str], str]) -> None:
     (run / sealed.SEAL).write_text(spoil((run / sealed.SEAL).read_text()))
     with pytest.raises(ConfigError, match="--accept"):
@@ -178,13 +182,18 @@ def test_a_damaged_line_of_a_log_is_left_out_with_a_warning(tmp_path: Path) -> N
     path = tmp_path / "train.jsonl"
     for step in range(3):
         append_to_log(path, {"step": step, "loss": 0.5})
-    assert [entry["step"] for entry in read_log(path)] == [0, 1, 2] and read_log(path)[0] == {"step": 0, "loss": 0.5}
+    assert [entry["step"] for entry in read_log(path)] == [0, 1, 2] and read_log(path)[0] == {
+        "step": 0,
+        "loss": 0.5,
+    }
     path.write_bytes(path.read_bytes().replace(b'"step": 1, "loss": 0.5', b'"step": 1, "loss": 9.5'))
     with pytest.warns(UserWarning, match="line 2"):
         assert [entry["step"] for entry in read_log(path)] == [0, 2]
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY\x01\x00\x04\x00((((", b"\x80\x04\x95."])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 nothing", b"\x93NUMPY\x01\x00\x04\x00((((", b"\x80\x04\x95."]
+)
 def test_damaged_arrays_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "thumbnails.npz").write_bytes(content)
     with pytest.raises(ConfigError, match="damaged"):

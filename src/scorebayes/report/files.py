@@ -130,7 +130,10 @@ class Run:
     @cached_property
     def log(self) -> pd.DataFrame:
         """``train.jsonl``, without what an interruption left half-written."""
-        rows = read_log(self.folder / "train.jsonl")
+        path = self.folder / "train.jsonl"
+        if sealed.is_listed(path):  # else training goes on
+            sealed.read(path)
+        rows = read_log(path)
         wanted = ("step", "loss", "seconds", "images_per_second", "val_log_loss", "val_auc")
         return pd.DataFrame(rows).reindex(columns=wanted).apply(pd.to_numeric, errors="coerce")
 

@@ -78,7 +78,7 @@ def write_report(run_dir: Path) -> Path:
     card = _TEMPLATES.get_template("model-card.md.j2").render(**_card(run, summary, not_done))
     content = json.dumps(plain(numbers), indent=1, allow_nan=False) + "\n"
     for name, text in (("report.json", content), ("model-card.md", card), ("report.html", page)):
-        write_atomically(run.folder / name, without_places(text, run.config))
+        write_atomically(run.folder / name, without_places(text, run.config.get("data", {})))
     return run.folder / "report.html"
 
 

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 
-def without_places(text: str, config: Mapping[str, Any]) -> str:
-    """A text with the last name of each folder or file that the configuration names by its whole path, and "~" for the home
+def without_places(text: str, data: Mapping[str, Any]) -> str:
+    """A text with the last name of each folder or file that the section [data] names by its whole path, and "~" for the home
     folder."""
-    known = {place: re.split(r"[/\\]", place.rstrip("/\\"))[-1] for place in _places(config)}
+    known = {place: re.split(r"[/\\]", place.rstrip("/\\"))[-1] for place in _places(data)}
     for place in sorted(known, key=len, reverse=True):
         for write in (str, html.escape, _in_json, _in_markdown):
             written, name = write(place), write(known[place])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Collection, Mapping
@@ -135,7 +136,7 @@ _PLAIN: dict[str, Callable] = {
     "train": TrainConfig,
     "prior": PriorConfig,
 }
-LARGEST = 1_000_000  # bytes of a configuration file
+LARGEST, DEEPEST = 1_000_000, 100  # bytes of a configuration file, and names in a row
 _FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
 
 
@@ -277,6 +278,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def parse_toml(path: Path, content: bytes) -> dict[str, Any]:
     """The same of the content of a file."""
     try:
+        if max(piece.count(b".") for piece in re.split(rb"[=\n,\[\]{}]", content)) > DEEPEST:
+            raise RecursionError  # takes the square of its depth to read
         return tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error}).") from error

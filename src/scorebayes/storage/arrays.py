@@ -22,7 +22,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray]:
-    """ConfigError where the file is damaged or was changed."""
+    """DataError where the file is damaged, ConfigError where it was changed."""
     content = sealed.read(path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as members:

@@ -36,7 +36,7 @@ class Checkpoints:
         self._manifest = folder / "manifest.json"
 
     def entries(self, prefix: str) -> list[dict[str, Any]]:
-        """Manifest entries of files named ``prefix``-..., by step. ConfigError if the manifest is damaged."""
+        """Manifest entries of files named ``prefix``-..., by step. DataError if the manifest is damaged."""
         return [entry for entry in self._entries() if entry["file"].startswith(prefix + "-")]
 
     def save(self, prefix: str, step: int, tensors: dict[str, Tensor], **meta: Any) -> None:

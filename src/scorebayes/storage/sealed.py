@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scorebayes.errors import ConfigError, command
+from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.storage import atomic
 from scorebayes.storage.lock import locked, require_same
 
@@ -69,17 +69,17 @@ def read(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, checked like ``read``. ConfigError if it is damaged."""
+    """The content of a JSON file, checked like ``read``. DataError if it is damaged."""
     try:
         return json.loads(read(path))
     except (ValueError, RecursionError) as error:
         raise damaged(path, error) from error
 
 
-def damaged(path: Path, error: object) -> ConfigError:
+def damaged(path: Path, error: object) -> DataError:
     """What to say of a file that cannot be understood."""
     words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return ConfigError(f"{path}: damaged ({words}).", "Restore it from a backup, or make it again.")
+    return DataError(f"{path}: damaged ({words}).", "Restore it from a backup, or make it again.")
 
 
 @contextmanager
@@ -139,17 +139,24 @@ def make_folder(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder of a run, and what the seal says of it. Links are refused, within it they only go away."""
-    root = root_of(path)
-    name = None if root is None else _name(root, path)
+    require_inside(path)
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    if root is None or name is None or _digests(root) is None:
+    remove_from_seal(path)
+
+
+def remove_from_seal(path: Path) -> None:
+    """Let the seal forget a file, or all files in a folder: one that is appended to from now on."""
+    root = root_of(path)
+    if root is None or _digests(root) is None:
         return
     with locked(root, PATIENCE):
-        seal = _digests(root) or {}
-        _store(root, {of: d for of, d in seal.items() if of != name and not of.startswith(f"{name}/")})
+        name, seal = _name(root, path), _digests(root) or {}
+        kept = {of: d for of, d in seal.items() if of != name and not of.startswith(f"{name}/")}
+        if kept != seal:
+            _store(root, kept)
 
 
 def begin(folder: Path) -> None:
@@ -165,6 +172,12 @@ def root_of(path: Path) -> Path | None:
         if os.path.lexists(folder / SEAL) or os.path.lexists(folder / MARK):
             return folder
     return None
+
+
+def is_listed(path: Path) -> bool:
+    """Whether the seal of its run knows a file."""
+    root = root_of(path)
+    return root is not None and _name(root, path) in (_digests(root) or {})
 
 
 def is_sealed(folder: Path) -> bool:

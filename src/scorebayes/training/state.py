@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import ConfigError, NumericalError
+from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import KEPT_STATES, pack, unpack
 from scorebayes.storage.log import append_to_log, read_log, write_log_anew
 from scorebayes.training.batches import step_seed
@@ -118,6 +119,7 @@ def roll_back(plan: Plan, state: State) -> State:
 
 def _cut_log(path: Path, step: int) -> None:
     if path.exists():
+        sealed.remove_from_seal(path)  # until the training is done
         kept = [entry for entry in read_log(path) if entry.get("step", 0) <= step]
         write_log_anew(path, kept)
 
