@@ -105,17 +105,11 @@ def test_a_configuration_that_is_a_pipe_or_nested_without_end_is_refused_in_one_
     os.mkfifo(tmp_path / "pipe.toml")
     with pytest.raises(ConfigError, match="no configuration file"):
         read_toml(tmp_path / "pipe.toml")
-    for name, text in (
-        ("lists", "a = " + "[" * 5000),
-        ("tables", "a = " + "{b=" * 5000),
-        ("keys", "a" + ".b" * 50_000 + " = 1"),
-    ):
-        path = tmp_path / f"{name}.toml"
+    path = tmp_path / "deep.toml"
+    for text in ("a = " + "[" * 5000, "a = " + "{b=" * 5000, "a" + ".b" * 50_000 + " = 1"):
         path.write_text(text)
-        try:
+        with pytest.raises(ConfigError, match=r"deep\.toml: its tables or lists are nested too deeply"):
             read_toml(path)
-        except ConfigError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scorebayes.errors import ConfigError
+from scorebayes.errors import ConfigError, DataError
 from scorebayes.storage import atomic, sealed
 from scorebayes.storage.arrays import read_arrays
 from scorebayes.storage.log import append_to_log, read_log
@@ -135,7 +135,8 @@ def test_links_in_a_run_are_neither_read_nor_written(run: Path, name: str) -> No
     inner = run / name / "part-000000.parquet" if outside.is_dir() else run / name
     before = sorted(path.read_bytes() for path in [outside, *outside.rglob("*")] if path.is_file())
     for act in (
-        lambda: sealed.read(inner), lambda: sealed.write(inner, b"new"), lambda: sealed.remove(inner), lambda: sealed.accept(run),
+        lambda: sealed.read(inner), lambda: sealed.write(inner, b"new"), lambda: sealed.remove(inner),
+        lambda: sealed.accept(run),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="links within a run directory"):
             act()
@@ -196,7 +197,7 @@ def test_a_damaged_line_of_a_log_is_left_out_with_a_warning(tmp_path: Path) -> N
 )
 def test_damaged_arrays_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "thumbnails.npz").write_bytes(content)
-    with pytest.raises(ConfigError, match="damaged"):
+    with pytest.raises(DataError, match="damaged"):
         read_arrays(tmp_path / "thumbnails.npz")
 
 
