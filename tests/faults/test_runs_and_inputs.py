@@ -309,6 +309,22 @@ def test_another_modality_gets_no_posterior(trained, tmp_path):
     assert "modality 'CT', expected MG" in found[0] and found[1] == "ok"
 
 
+def test_a_link_that_leads_out_of_a_folder_is_set_apart(trained, tmp_path):
+    """H11."""
+    outside = picture(tmp_path / "outside.png", mammogram())
+    (tmp_path / "in").mkdir()
+    picture(tmp_path / "in" / "a.png", mammogram())
+    (tmp_path / "in" / "b.png").symlink_to(outside)
+    (tmp_path / "in" / "c.png").symlink_to("a.png")
+    found = predict_files(trained, [tmp_path / "in"], force=True)["status"]
+    assert [status.startswith("quarantined") for status in found] == [
+        False,
+        True,
+        False,
+    ] and "leads out" in found[1]
+    assert predict_files(trained, [tmp_path / "in" / "b.png"], force=True)["status"][0] == "ok"
+
+
 def test_a_small_image_is_warned_of_and_a_far_too_small_one_refused(trained, tmp_path):
     small = picture(tmp_path / "small.png", mammogram(16)[:12, :12])
     # At side 32 twelve pixels are too few, at side 16 they are few.

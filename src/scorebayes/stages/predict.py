@@ -71,6 +71,15 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def _require_within(path: Path, folders: Sequence[Path]) -> None:
+    """DataError for a link in one of the folders that leads out of it; a link that is named itself is meant."""
+    if not path.is_symlink():
+        return
+    for folder in folders:
+        if folder in path.parents and not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{path} is a link that leads out of {folder}.", "Name the file itself.")
+
+
 def predict_files(
     run: Run,
     files: Sequence[Path],
@@ -97,7 +106,7 @@ def predict_files(
         ``scorebayes.decision.typicality``); with ``force`` atypical images get a posterior anyway.
     """
     require_there(files)
-    files, task = image_files(files), task_of(run)
+    folders, files, task = [path for path in files if path.is_dir()], image_files(files), task_of(run)
     beside = [open_baseline(run, name) for name in partners]
     tables: list[EvidenceTable] = []
     shown: list[Tensor] = []
@@ -107,6 +116,7 @@ def predict_files(
     with progress_bar("predict", len(files)) as advance:
         for row, path in enumerate(files):
             try:
+                _require_within(path, folders)
                 x, key, warnings[row] = run.read(path)
             except DataError as error:
                 reasons[row] = str(error)
