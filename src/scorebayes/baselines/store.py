@@ -63,7 +63,6 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     train, val = run.images("train").labelled(), run.images("val").labelled()
     require_classes(train.labels, run.facts.classes, "training")
     require_classes(val.labels, run.facts.classes, "validation")
-    sealed.make_folder(folder.parent)
     sealed.make_folder(folder)
     if tuned is not None and _test_images(run) == _test_images(tuned):
         trials = open_baseline(tuned, name).record.get("settings_tried", [])

@@ -159,6 +159,5 @@ class _Store:
         return None if content is None else safetensors.torch.load(content)["maps"]  # damaged: encoded again
 
     def write(self, levels: NDArray, maps: Tensor) -> None:
-        sealed.make_folder(self.folder.parent)
         sealed.make_folder(self.folder)
         write_atomically(self._path(levels), with_digest(safetensors.torch.save({"maps": maps.contiguous()})))

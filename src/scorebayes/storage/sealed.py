@@ -36,6 +36,7 @@ OPEN = (
     "*/.*",
     "cache/*",
     "explained/*",
+    "benchmark/*",
     "timings.json",
     "report.json",
     "*checkpoints/*.safetensors",
@@ -130,11 +131,15 @@ def is_run(folder: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """A folder within a run. ConfigError if the run was moved away, or something else has this name."""
-    _require_folder(path)
+    """A folder, with those above it where it belongs to a run. ConfigError if the run was moved away, or a link leads out
+    of it."""
+    root = root_of(path)
+    if root is None:
+        _require_folder(path)
     require_inside(path)
-    path.mkdir(exist_ok=True)
-    atomic.sync_folder(path.parent)
+    for folder in reversed([path, *path.parents][: 1 if root is None else len(path.relative_to(root).parts)]):
+        folder.mkdir(exist_ok=True)
+        atomic.sync_folder(folder.parent)
 
 
 def remove(path: Path) -> None:
@@ -207,8 +212,9 @@ def differences(folder: Path) -> dict[str, str]:
 def accept(folder: Path) -> dict[str, str]:
     """Seal a directory as it is; returns what was different. ConfigError for links, which are never accepted."""
     with locked(folder):
+        before: Digests = {}
         try:
-            found = differences(folder)
+            found, before = differences(folder), _digests(folder) or {}
         except ConfigError:  # of a seal that cannot be read
             if (folder / SEAL).is_symlink():
                 raise
@@ -221,7 +227,8 @@ def accept(folder: Path) -> dict[str, str]:
             )
         sealed = {
             name: (hashlib.sha256(_content(folder, folder / name)).hexdigest(),)
-            for name in _names_to_seal(folder)
+            for name in {*_names_to_seal(folder), *before}
+            if (folder / name).is_file()
         }
         if not is_sealed(folder) or sealed != _digests(folder):
             _store(folder, sealed)
