@@ -23,6 +23,7 @@ from scorebayes.runs.run import open_run
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.predict import predict_files
 from scorebayes.stages.sequential import decide_sequentially
+from scorebayes.storage import sealed
 
 
 class Brightness(Evidence):
@@ -129,6 +130,7 @@ def copied(path, tmp_path, **changes):
         file = tmp_path / "copy" / name.replace("_", ".")
         assert old in file.read_text()
         file.write_text(file.read_text().replace(old, new))
+    sealed.accept(tmp_path / "copy")
     return open_run(tmp_path / "copy", "cpu")
 
 

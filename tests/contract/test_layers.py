@@ -49,11 +49,15 @@ NO_TORCH = {
     "metrics",
     "plots",
     "report",
+    "storage/arrays.py",
     "storage/atomic.py",
     "storage/digest.py",
     "storage/json_text.py",
+    "storage/lock.py",
     "storage/log.py",
+    "storage/sealed.py",
     "storage/spreadsheet.py",
+    "storage/timings.py",
 }
 LONG = 400  # lines of a file
 

@@ -31,7 +31,7 @@ from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run
 from scorebayes.stages import train as stages
 from scorebayes.stages.predict import predict_files
-from scorebayes.storage import checkpoint
+from scorebayes.storage import checkpoint, sealed
 from scorebayes.storage.spreadsheet import csv_text, plain
 from scorebayes.training import loop as training
 from scorebayes.training.state import write_log
@@ -151,6 +151,7 @@ def vouch_for(path: Path) -> None:
         if entry["file"] == path.name:
             entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(entries))
+    sealed.accept(path.parents[1])
 
 
 def test_truncated_weights_are_refused(copy):
@@ -201,12 +202,13 @@ def test_a_state_without_its_averaged_weights_is_refused(copy):
 def change_source(run: Path, **fields) -> None:
     path = run / "source.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    sealed.accept(run)
 
 
 def test_other_classes_another_preparation_and_a_newer_format_are_refused(trained, tmp_path):
     for number, (fields, words) in enumerate(
         [
-            ({"classes": ["a", "b", "c"]}, "do not fit the network"),
+            ({"classes": ["a", "b", "c"], "train_counts": [5, 5, 5]}, "do not fit the network"),
             ({"pipeline": "0" * 16}, "prepare images differently"),
             ({"format": 99}, "newer version"),
         ]
@@ -222,6 +224,7 @@ def test_a_run_of_the_first_version_opens(copy):
     stored = json.loads(path.read_text())
     del stored["format"], stored["pipeline"]
     path.write_text(json.dumps(stored))
+    sealed.accept(copy)
     assert open_run(copy).score.n_classes == 2
 
 
@@ -308,6 +311,22 @@ def test_another_modality_gets_no_posterior(trained, tmp_path):
     good = write_dicom(tmp_path / "mg.dcm", breast())
     found = statuses(run, scan, good, force=True)
     assert "modality 'CT', expected MG" in found[0] and found[1] == "ok"
+
+
+def test_a_link_that_leads_out_of_a_folder_is_set_apart(trained, tmp_path):
+    """H11."""
+    outside = picture(tmp_path / "outside.png", mammogram())
+    (tmp_path / "in").mkdir()
+    picture(tmp_path / "in" / "a.png", mammogram())
+    (tmp_path / "in" / "b.png").symlink_to(outside)
+    (tmp_path / "in" / "c.png").symlink_to("a.png")
+    found = predict_files(trained, [tmp_path / "in"], force=True)["status"]
+    assert [status.startswith("quarantined") for status in found] == [
+        False,
+        True,
+        False,
+    ] and "leads out" in found[1]
+    assert predict_files(trained, [tmp_path / "in" / "b.png"], force=True)["status"][0] == "ok"
 
 
 def test_a_small_image_is_warned_of_and_a_far_too_small_one_refused(trained, tmp_path):

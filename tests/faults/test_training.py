@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from scorebayes import open_run
 from scorebayes.errors import ConfigError, DataError, NumericalError, Stopped
 from scorebayes.stages import train as stages
+from scorebayes.storage import sealed
 from scorebayes.training import loop as training
 
 ROOT = Path(__file__).parents[1]
@@ -208,6 +209,7 @@ def test_data_that_changed_since_training_are_noticed(tmp_path):
     split = run.split
     split.loc[0, "image_id"] = "not-there"
     split.to_parquet(run.path / "split.parquet")
+    sealed.accept(run.path)
     with pytest.raises(DataError, match="not-there"):
         run.images(split.loc[0, "split"])
 

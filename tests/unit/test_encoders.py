@@ -20,6 +20,7 @@ from scorebayes.explain.maps import explain
 from scorebayes.report import write_report
 from scorebayes.runs.run import open_run
 from scorebayes.stages.predict import predict_files
+from scorebayes.storage import sealed
 
 CPU = torch.device("cpu")
 LITTLE = {
@@ -292,6 +293,7 @@ def test_a_run_on_a_relative_path_goes_the_whole_way_from_anywhere(kind, tmp_pat
         _ = open_run(run.path, "cpu").sources
     config = run.path / "config.toml"
     config.write_text(config.read_text().replace(str(weights), str(tmp_path / "moved")))
+    sealed.accept(run.path)
     assert open_run(run.path, "cpu").sources["features"].fingerprint() == before
     if kind == "hf":
         shutil.rmtree(tmp_path / "moved")

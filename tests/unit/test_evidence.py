@@ -30,6 +30,7 @@ from scorebayes.report.sections.pictures import examples
 from scorebayes.runs.run import open_run
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.predict import predict_files
+from scorebayes.storage import sealed
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +258,7 @@ def test_the_report_shows_the_evidence_of_its_cases(run):
     assert not any("Not done" in text for text in shown.words)
 
     np.savez(run.path / "evidence.npz", **{**stored, "log_odds": stored["log_odds"] + 1})
+    sealed.accept(run.path)
     assert "Not done: evidence maps" in section().words[-1]  # of another posterior than the predictions
 
 

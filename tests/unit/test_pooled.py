@@ -17,6 +17,7 @@ from scorebayes.evidence.feature_maps import statistics
 from scorebayes.evidence.pooled import PooledMixtures, fit_pooled
 from scorebayes.report import write_report
 from scorebayes.runs.run import open_run
+from scorebayes.storage import sealed
 
 N, FEATURES = 90, 200
 
@@ -87,10 +88,12 @@ def test_numbers_that_are_damaged_or_of_another_encoder_are_refused(path, tmp_pa
     for name in ("damaged", "other"):
         shutil.copytree(path, tmp_path / name)
     (tmp_path / "damaged" / "pooled" / "mixtures-of-statistics.safetensors").write_bytes(b"cut")
+    sealed.accept(tmp_path / "damaged")
     with pytest.raises(ConfigError, match="damaged"):
         open_run(tmp_path / "damaged", "cpu").sources["pooled"].fingerprint()
     about = tmp_path / "other" / "pooled" / "about.json"
     about.write_text(about.read_text().replace('"size": 64', '"size": 96'))
+    sealed.accept(tmp_path / "other")
     with pytest.raises(ConfigError, match=r"other options .size: 96 -> 64"):
         _ = open_run(tmp_path / "other", "cpu").sources
 

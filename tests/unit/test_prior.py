@@ -24,6 +24,7 @@ from scorebayes.runs.config import PriorConfig
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.predict import predict_files, read_prior
 from scorebayes.stages.score import read_table
+from scorebayes.storage import sealed
 from scorebayes.tasks import task_of
 
 
@@ -103,6 +104,7 @@ def test_a_run_whose_prior_was_edited_afterwards_keeps_its_calls(run, tmp_path):
     config = (copy / "config.toml").read_text()
     changed = re.sub(r'kind = "train"\nprob = \[\]', 'kind = "given"\nprob = [0.9, 0.1]', config)
     (copy / "config.toml").write_text(changed)
+    sealed.accept(copy)
     before, after = evaluate(run, "test"), evaluate(scorebayes.open_run(copy), "test")
     assert after["threshold"] < before["threshold"]
     for name in ("sensitivity", "specificity", "accuracy"):

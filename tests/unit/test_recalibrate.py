@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from scorebayes.errors import ConfigError, DataError
 from scorebayes.stages.predict import predict_files
 from scorebayes.stages.recalibrate import recalibrate
 from scorebayes.stages.score import read_table, score_images
+from scorebayes.storage import sealed
 
 PLACE = "phantom:n_patients=30,views=2,size=16,seed=5"
 
@@ -42,6 +42,7 @@ def run(tmp_path_factory):
             }
         )
     )
+    sealed.accept(run.path)
     return scorebayes.open_run(run.path, "cpu")
 
 
@@ -131,10 +132,14 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["there"]
 
 
-def test_a_broken_attempt_is_no_obstacle(run, tmp_path):
-    shutil.copytree(run.path, tmp_path / "here.partial")
+def test_folders_with_names_like_ours_are_left_alone(run, tmp_path):
+    """H3: what was called like an unfinished run was removed, whatever it was."""
+    for name in ("here.partial", ".here-abc.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
     assert recalibrate(run, PLACE, tmp_path / "here").run.path == tmp_path / "here"
-    assert not (tmp_path / "here.partial").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "here.partial", ".here-abc.partial"}
+    assert all((tmp_path / name / "thesis.txt").exists() for name in ("here.partial", ".here-abc.partial"))
 
 
 def test_a_calibration_of_a_calibration_is_one():

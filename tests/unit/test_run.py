@@ -27,6 +27,7 @@ from scorebayes.stages.calibrate import calibrate
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.predict import predict_files
 from scorebayes.stages.score import read_table, score_split, table_path
+from scorebayes.storage import sealed
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,7 @@ def test_a_network_trained_in_half_precision_gives_nats_too(run, tmp_path, kind)
     shutil.copytree(run.path, copy)
     config = copy / "config.toml"
     config.write_text(config.read_text().replace('precision = "fp32"', 'precision = "bf16"'))
+    sealed.accept(copy)
     half = scorebayes.open_run(copy)
     assert half.precision == torch.bfloat16
     images = half.images("test").subset([0])
@@ -213,10 +215,12 @@ def test_a_given_prior_is_used_and_checked(run, tmp_path):
     (copy / "config.toml").write_text(
         re.sub(r'kind = "train"\nprob = \[\]', 'kind = "given"\nprob = [0.9, 0.1]', config)
     )
+    sealed.accept(copy)
     np.testing.assert_allclose(np.exp(scorebayes.open_run(copy).log_prior), [0.9, 0.1])
     (copy / "config.toml").write_text(
         re.sub(r'kind = "train"\nprob = \[\]', 'kind = "given"\nprob = [0.9, 0.2]', config)
     )
+    sealed.accept(copy)
     with pytest.raises(ConfigError, match="sum to 1"):
         _ = scorebayes.open_run(copy).log_prior
 

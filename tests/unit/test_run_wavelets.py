@@ -22,6 +22,7 @@ from scorebayes.runs.run import open_run
 from scorebayes.stages import train as stages
 from scorebayes.stages.score import make_likelihood, read_table, score_split
 from scorebayes.stages.sequential import decide_sequentially
+from scorebayes.storage import sealed
 
 MORE = "phantom:n_patients=80,views=2,size=16"  # enough for the wavelets to count
 WAVELETS = "wavelets.safetensors"
@@ -156,4 +157,5 @@ def test_images_of_a_label_free_start_take_part_without_their_labels(tmp_path):
     assert not set(own.keys) & set(more.keys) and len(more) and (more.labels == -1).all()
     (tmp_path / "start" / "split.parquet").unlink()
     pd.DataFrame({"image_id": [], "label": [], "split": []}).to_parquet(tmp_path / "start" / "split.parquet")
+    sealed.accept(tmp_path / "start")
     assert unlabelled_of_start(run) is None  # weights that came without their images

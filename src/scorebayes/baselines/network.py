@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from scorebayes.decision.posterior import uniform_log_prior
 from scorebayes.errors import ConfigError, NumericalError, command
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints, pack, unpack
 from scorebayes.training import cost
 from scorebayes.training.augment import augment
@@ -148,7 +147,7 @@ class Network(Kind):
 
     def _tune(self, run: Run, train: ImageSet, val: ImageSet, path: Path, steps: int) -> list[dict[str, Any]]:
         """The lowest validation log-loss of a short training with every setting."""
-        trials = json.loads(path.read_text()) if path.exists() else []
+        trials = sealed.read_json(path) if path.exists() else []
         trials = [trial for trial in trials if trial["steps"] == steps]  # others are of another budget
         for setting in self.settings[len(trials) :]:
             training = self._training(setting, run, train, steps)
@@ -168,7 +167,7 @@ class Network(Kind):
                     "seconds": training.seconds,
                 }
             )
-            write_atomically(path, json.dumps(trials, indent=1))
+            sealed.write(path, json.dumps(trials, indent=1))
         return trials
 
 
@@ -327,7 +326,7 @@ class _Training:
         found = checkpoints.newest_state()
         if found is None or (found[0]["setting"], found[0]["steps"]) != (asdict(self.setting), self.steps):
             if checkpoints.folder.exists():
-                shutil.rmtree(checkpoints.folder)
+                sealed.remove(checkpoints.folder)
             return
         entry, tensors = found
         unpack(tensors, self.modules, self.optimizer)

@@ -8,14 +8,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors
 import safetensors.torch
 from scipy.special import softmax
 
@@ -29,7 +30,7 @@ from scorebayes.baselines.on_features import LogisticOnFeatures
 from scorebayes.errors import ConfigError, command
 from scorebayes.runs.device import environment
 from scorebayes.runs.run import Run
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 from scorebayes.storage.spreadsheet import csv_text, plain
 from scorebayes.training.plan import require_classes
 
@@ -63,10 +64,10 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     train, val = run.images("train").labelled(), run.images("val").labelled()
     require_classes(train.labels, run.facts.classes, "training")
     require_classes(val.labels, run.facts.classes, "validation")
-    folder.mkdir(parents=True, exist_ok=True)
+    sealed.make_folder(folder)
     if tuned is not None and _test_images(run) == _test_images(tuned):
         trials = open_baseline(tuned, name).record.get("settings_tried", [])
-        write_atomically(folder / "trials.json", json.dumps(trials))
+        sealed.write(folder / "trials.json", json.dumps(trials))
     found = kind.fit(run, train, val, folder, steps)
     calibration = fit_temperature(
         raw_logits(run, found.net, val), found.log_prior, val.labels, val.patients, run.config.seed
@@ -74,7 +75,7 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
     weights = safetensors.torch.save(
         {key: value.detach().cpu().contiguous() for key, value in found.net.state_dict().items()}
     )
-    write_atomically(folder / "weights.safetensors", weights)
+    sealed.write(folder / "weights.safetensors", weights)
     record = {
         "name": name,
         "title": kind.title,
@@ -85,9 +86,10 @@ def fit_baseline(run: Run, name: str, steps: int | None = None, *, tuned: Run | 
         "calibration": calibration.to_dict(),
         "environment": environment(run.device),
     }
-    write_atomically(folder / "baseline.json", json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    (folder / "trials.json").unlink(missing_ok=True)
+    sealed.write(folder / "baseline.json", json.dumps(record, indent=1) + "\n")
+    for work in ("checkpoints", "trials.json"):
+        if (folder / work).exists():
+            sealed.remove(folder / work)
     return Baseline(run, kind, found.net, calibration, record)
 
 
@@ -99,17 +101,24 @@ def open_baseline(run: Run, name: str) -> Baseline:
             f"{run.path}: the baseline {name!r} has not been trained.",
             f"Run `{command('baseline', run.path, name)}`.",
         )
-    record = json.loads((folder / "baseline.json").read_text())
+    record = sealed.read_json(folder / "baseline.json")
     path = folder / "weights.safetensors"
-    weights = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+    weights = sealed.read(path) if path.exists() else b""
+    try:
+        known, calibration = record["sha256"], Temperature.from_dict(record["calibration"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise sealed.damaged(folder / "baseline.json", error) from error
+    if hashlib.sha256(weights).hexdigest() != known:
         raise ConfigError(
             f"{path}: the weights are missing or were changed (their SHA-256 differs from baseline.json).",
             f"Restore the file, or delete {folder} to train again.",
         )
     net = kind.build(run)
-    net.load_state_dict(safetensors.torch.load(weights))
-    return Baseline(run, kind, net, Temperature.from_dict(record["calibration"]), record)
+    try:
+        net.load_state_dict(safetensors.torch.load(weights))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise sealed.damaged(path, error) from error
+    return Baseline(run, kind, net, calibration, record)
 
 
 def predict_baseline(run: Run, name: str, split: str) -> Path:
@@ -129,7 +138,7 @@ def predict_baseline(run: Run, name: str, split: str) -> Path:
     columns: dict[str, Any] = {"image_id": list(images.keys)}
     columns |= {f"prob_{c}": prob[:, y] for y, c in enumerate(run.facts.classes)}
     columns |= {f"logit_{c}": logits[:, y] for y, c in enumerate(run.facts.classes)}
-    write_atomically(path, csv_text(pd.DataFrame(columns | {"seconds": seconds})))
+    sealed.write(path, csv_text(pd.DataFrame(columns | {"seconds": seconds})))
     return path
 
 
@@ -139,9 +148,16 @@ def read_predictions(run: Run, name: str, split: str) -> pd.DataFrame | None:
     path = _folder(run, name) / f"predictions-{split}.csv"
     if not path.exists():
         return None
-    frame = pd.read_csv(path, keep_default_na=False, dtype={"image_id": str})
-    frame = frame.assign(image_id=frame["image_id"].map(plain)).set_index("image_id")
-    logits = frame[[f"logit_{c}" for c in run.facts.classes]].to_numpy(np.float64)
+    content = sealed.read(path)
+    try:
+        frame = pd.read_csv(io.BytesIO(content), keep_default_na=False, dtype={"image_id": str})
+        frame = frame.assign(image_id=frame["image_id"].map(plain), seconds=frame["seconds"].astype(float))
+        frame = frame.set_index("image_id")
+        logits = frame[[f"logit_{c}" for c in run.facts.classes]].to_numpy(np.float64)
+        if not frame.index.is_unique:
+            raise ValueError("an image has two rows")
+    except (LookupError, TypeError, ValueError) as error:
+        raise sealed.damaged(path, error) from error
     frame[[f"prob_{c}" for c in run.facts.classes]] = softmax(logits + run.log_prior, axis=1)
     return frame
 

@@ -102,10 +102,13 @@ def predict(
     from scorebayes.errors import ConfigError
     from scorebayes.stages.predict import predict_files, read_prior
     from scorebayes.storage.atomic import write_atomically
+    from scorebayes.storage.sealed import require_free
     from scorebayes.storage.spreadsheet import csv_text
 
     if csv is not None and csv.is_dir():
         raise ConfigError(f"--out {csv} is a folder.", "Name a file for the table.")
+    if csv is not None and str(csv) != "-":
+        require_free(csv)
     run = open_run_dir(run_dir, device)
     log_prior = read_prior(prior, run) if prior else None
     chosen = [name.strip() for name in partners.split(",") if name.strip()]
@@ -166,15 +169,19 @@ def explain(
     from scorebayes.explain.counterfactual import START, STEPS
     from scorebayes.explain.pictures import explain_cases, explain_file, folder_of, read_class
     from scorebayes.stages.predict import read_prior, require_there
+    from scorebayes.storage.sealed import require_free
 
     if (file is None) == (split == ""):
         raise typer.BadParameter("give either an image file or --split")
     run = open_run_dir(run_dir, device)
     if file is None:
-        path = explain_cases(run, split)
+        with run.locked():
+            path = explain_cases(run, split)
         words = f"evidence: {path}\nnext: {command('report', run_dir)}"
         return Told({"run": run_dir, "split": split, "written": path}, words)
     require_there([file])
+    if folder is not None:
+        require_free(folder)
     folder = folder or folder_of(run, file)
     found = explain_file(
         run, file, folder,
@@ -221,7 +228,8 @@ def sample(
     from scorebayes.stages.sample import draw_samples
 
     run = open_run_dir(run_dir, device)
-    grid, nearest = draw_samples(run, per_class, sampler, steps, guidance)
+    with run.locked():
+        grid, nearest = draw_samples(run, per_class, sampler, steps, guidance)
     each = ", ".join(f"{name} {distance:.2f}" for name, distance in nearest.items())
     words = f"samples: {grid}\nsmallest distance to a training image: {each}"
     facts = {"run": run_dir, "written": grid, "per_class": per_class, "smallest_distance": nearest}

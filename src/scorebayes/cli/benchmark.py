@@ -389,7 +389,7 @@ def _numbers(name: str, text: str, example: str) -> list[int]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from scorebayes.storage.atomic import write_atomically
+    from scorebayes.storage import sealed
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=1, default=str) + "\n")
+    sealed.write(path, json.dumps(content, indent=1, default=str) + "\n")

@@ -166,7 +166,7 @@ def _steps_words(found: dict[str, Any]) -> str:
 def _time(seconds: float) -> str:
     from scorebayes.progress import clock
 
-    return clock(seconds)
+    return clock(seconds) if seconds == seconds else "-"
 
 
 def go_on(arguments: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from scorebayes.cli.common import SOURCES, Device, metrics_words, shift_warnings
 from scorebayes.cli.data import app as data_app
 from scorebayes.cli.face import AGAIN, DONE, EXIT_CODES, FAULT, Told, aligned, face, say
 from scorebayes.cli.whole import all_command
-from scorebayes.errors import ScoreBayesError, printable
+from scorebayes.errors import ScoreBayesError, command, printable
 
 app = typer.Typer(
     help="Classify medical images with score-based generative models and Bayes' rule. Not a medical device.",
@@ -51,12 +51,23 @@ def _options(
 
 
 def doctor(
+    run_dir: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Run directory whose files to check.")
+    ] = None,
+    accept: Annotated[
+        bool,
+        typer.Option("--accept", help="Accept the files of RUN as they are, with what was changed by hand."),
+    ] = False,
     data_root: Annotated[Path | None, typer.Option(help="Data folder to look at.")] = None,
 ) -> Told:
-    """Show versions, devices, data root and free space.
+    """Show versions, devices, data root and free space; or check the files of a run.
 
-    Example: scorebayes doctor --data-root ../data
+    Example: scorebayes doctor runs/breast
     """
+    if run_dir is not None:
+        return _checked(run_dir, accept)
+    if accept:
+        raise typer.BadParameter("name the run whose files to accept: doctor RUN --accept")
     import torch
 
     from scorebayes.runs.device import environment, pick_device
@@ -86,6 +97,26 @@ def doctor(
     )
 
 
+def _checked(run_dir: Path, accept: bool) -> Told:
+    """What is not as the run wrote it."""
+    from scorebayes.stages.doctor import accept_files, check_files
+
+    found = accept_files(run_dir) if accept else check_files(run_dir)
+    facts = {"run": run_dir, "sealed": found.sealed, "different": found.different, "accepted": accept}
+    rows = [(f"{name}:", what) for name, what in found.different.items()]
+    if accept:
+        words = [aligned(rows), f"accepted: {run_dir} is sealed as it is"]
+    elif not found.sealed:
+        remedy = command("doctor", run_dir, "--accept")
+        words = [f"{run_dir} is of an older version and not sealed; `{remedy}` seals it as it is"]
+    elif not rows:
+        words = ["all files are as they were written"]
+    else:
+        remedy = command("doctor", run_dir, "--accept")
+        words = [aligned(rows), f"Restore these files, or accept them as they are: `{remedy}`."]
+    return Told(facts, "\n".join(filter(None, words)), (), DONE if accept or not found.serious else FAULT)
+
+
 def demo(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")] = "phantom",
     run_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")] = Path("runs/demo"),
@@ -109,11 +140,11 @@ def demo(
 
 app.command()(face(learn.train, resume=learn.go_on))
 app.command("all")(face(all_command, resume=AGAIN))
-for command, resume in (
+for function, resume in (
     (learn.tune, ""), (answer.score, AGAIN), (learn.baseline, AGAIN), (answer.evaluate, ""), (learn.recalibrate, ""),
     (answer.predict, ""), (answer.explain, ""), (answer.sample, ""), (answer.report, ""), (doctor, ""), (demo, AGAIN),
 ):  # fmt: skip
-    app.command()(face(command, resume=resume))
+    app.command()(face(function, resume=resume))
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """From records to arrays: read, prepare and cache all images of a data set; set the bad ones apart.
 
 The cache holds prepared images, one folder per pipeline. Every run that has something to add writes a shard
-of its own (``*.bin`` with the images, ``*.jsonl`` with their keys), so that runs side by side need no lock
-and a killed one leaves whole what it had finished.
+of its own (``*.bin`` with the images, ``*.jsonl`` with their keys and digests), so that runs side by side need
+no lock and a killed one leaves whole what it had finished. A damaged image is prepared again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from scorebayes.data.pixels import VERSION as PIXELS_VERSION
 from scorebayes.data.pixels.files import require_file
 from scorebayes.data.prepare import Prepare
 from scorebayes.errors import DataError
+from scorebayes.storage.sealed import make_folder
 
 FSYNC_EVERY = 64  # images a power cut may cost
 Outcome = NDArray[np.unsignedinteger] | str  # a prepared image, or why there is none
@@ -107,10 +108,9 @@ def load(
     stamps = [_stamp(record.path) for record in records]
     keys = [_key(source, record, stamp, options) for record, stamp in zip(records, stamps, strict=True)]
     store = _Store(cache / prepare.fingerprint, prepare) if cache is not None else None
-    known = store.index() if store is not None else {}
-    places: dict[int, NDArray[np.unsignedinteger] | Place] = {
-        row: known[key] for row, key in enumerate(keys) if key in known
-    }
+    places: dict[int, NDArray[np.unsignedinteger] | Place] = {}
+    if store is not None:
+        places |= store.sound(keys)
     jobs = [(row, records[row], stamps[row]) for row in range(len(records)) if row not in places]
     done = len(places)
     rejected: list[Rejected] = []
@@ -275,10 +275,11 @@ def _alone(source: Source, prepare: Prepare, record: Record, stamp: tuple[int, i
 
 
 class Place(NamedTuple):
-    """Where a prepared image lies in the cache."""
+    """Where a prepared image lies in the cache, and its digest."""
 
     shard: str
     row: int
+    digest: str
 
 
 class _Store:
@@ -290,27 +291,43 @@ class _Store:
         self.dtype = np.dtype(_dtype(prepare))
         self.image_bytes = int(np.prod(self.shape)) * self.dtype.itemsize
 
-    def index(self) -> dict[str | None, Place]:
+    def sound(self, keys: Sequence[str | None]) -> dict[int, Place]:
+        """Number of a key -> where its image lies, if it is there as it was written."""
+        known = self._index()
+        there = {number: known[key] for number, key in enumerate(keys) if key is not None and key in known}
+        images = {shard: self.open(shard) for shard in {place.shard for place in there.values()}}
+        return {
+            number: place
+            for number, place in there.items()
+            if place.digest == _digest(str(keys[number]), images[place.shard][place.row])
+        }
+
+    def _index(self) -> dict[str, Place]:
         """Key -> (shard, row) of everything that was written whole."""
-        found: dict[str | None, Place] = {}
+        found: dict[str, Place] = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             data = path.with_suffix(".bin")
             rows = data.stat().st_size // self.image_bytes if data.is_file() else 0
             lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut by a kill
             for line in lines:
                 try:
-                    key, row = json.loads(line)
-                except (ValueError, TypeError):  # damaged, as after a power cut: prepared again
+                    key, row, digest = json.loads(line)
+                    if 0 <= row < rows:
+                        found[str(key)] = Place(path.stem, int(row), str(digest))
+                except (
+                    ValueError,
+                    TypeError,
+                    RecursionError,
+                ):  # damaged, as after a power cut: prepared again
                     continue
-                if row < rows:
-                    found[key] = Place(path.stem, row)
         return found
 
     @contextmanager
     def writer(self) -> Iterator[Callable[[str, NDArray[np.unsignedinteger]], Place]]:
         """A function that appends an image to a new shard and tells where it went."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder.parent)
+            make_folder(self.folder)
         except OSError as error:
             raise DataError(
                 f"The cache folder {self.folder} cannot be created: {error.strerror}.", "Choose another one."
@@ -334,11 +351,12 @@ class _Store:
             def add(key: str, image: NDArray[np.unsignedinteger]) -> Place:
                 nonlocal rows
                 data.write(image.tobytes())
-                pending.append(json.dumps([key, rows]) + "\n")
+                digest = _digest(key, image)
+                pending.append(json.dumps([key, rows, digest]) + "\n")
                 rows += 1
                 if len(pending) >= FSYNC_EVERY:
                     flush()
-                return Place(shard, rows - 1)
+                return Place(shard, rows - 1, digest)
 
             try:
                 yield add
@@ -353,6 +371,11 @@ class _Store:
         path = self.folder / f"{shard}.bin"
         rows = path.stat().st_size // self.image_bytes
         return np.memmap(path, self.dtype, "r", shape=(rows, *self.shape))
+
+
+def _digest(key: str, image: NDArray[np.unsignedinteger]) -> str:
+    """Of an image under its key."""
+    return hashlib.sha256(key.encode() + image.tobytes()).hexdigest()[:32]
 
 
 def _gather(

@@ -116,13 +116,17 @@ class Calibration:
 
     @staticmethod
     def from_dict(stored: Mapping[str, Any]) -> Calibration:
-        """The inverse of ``to_dict``; other keys are passed over."""
+        """The inverse of ``to_dict``; other keys are passed over. LookupError, TypeError or ValueError where it makes no
+        sense."""
 
         def arrays(key: str) -> dict[str, NDArray[np.float64]]:
             return {name: np.asarray(of, dtype=np.float64) for name, of in stored[key].items()}
 
+        weights, bias = arrays("weights"), np.asarray(stored["bias"], dtype=np.float64)
+        if any(of.ndim != 1 or not np.isfinite(of).all() for of in (bias, *weights.values())):
+            raise ValueError("weights or bias are not finite numbers")
         return Calibration(
-            arrays("weights"), np.asarray(stored["bias"], dtype=np.float64), arrays("level_log_snr"), dict(stored["kinds"]),
+            weights, bias, arrays("level_log_snr"), dict(stored["kinds"]),
             dict(stored["penalties"]), dict(stored["shares"]), stored["log_loss"], stored["n"], arrays("draw_means"),
         )  # fmt: skip
 

@@ -56,13 +56,18 @@ class Decision:
 
     @staticmethod
     def from_dict(stored: Mapping[str, Any]) -> Decision:
-        """The inverse of ``to_dict``; other keys are passed over."""
+        """The inverse of ``to_dict``; other keys are passed over. LookupError, TypeError or ValueError where it makes no
+        sense."""
         typicality, log_prior = stored.get("typicality"), stored.get("log_prior")
+        calibration, threshold = Calibration.from_dict(stored), float(stored["threshold"])
+        prior = np.zeros_like(calibration.bias) if log_prior is None else np.asarray(log_prior, np.float64)
+        if not np.isfinite([threshold, *prior]).all() or prior.shape != calibration.bias.shape:
+            raise ValueError("threshold or prior are not finite numbers, one for each class")
         return Decision(
-            Calibration.from_dict(stored),
-            float(stored["threshold"]),
+            calibration,
+            threshold,
             None if typicality is None else Typicality.from_dict(typicality),
-            None if log_prior is None else np.asarray(log_prior, dtype=np.float64),
+            None if log_prior is None else prior,
             Pooling(**stored.get("pooling", {})),
         )
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scorebayes.errors import ConfigError, DataError, NumericalError
-from scorebayes.storage.atomic import replacing
+from scorebayes.storage import sealed
 
 OK = "ok"
 
@@ -238,22 +238,24 @@ class EvidenceTable:
 
     def write_part(self, path: Path) -> None:
         """Write the table as one part of a folder, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        sealed.make_folder(path.parent)
         rows = pa.Table.from_pandas(self.to_frame(), preserve_index=False)
-        with replacing(path) as partial:
+        with sealed.replacing(path) as partial:
             pq.write_table(rows, partial, compression="zstd")
 
     @staticmethod
     def read(folder: Path) -> EvidenceTable:
-        """All parts of ``folder``, in order. DataError if there is none or one is damaged."""
+        """All parts of ``folder``, in order. DataError if there is none or one is damaged, ConfigError if one was changed
+        since it was sealed."""
         parts = sorted(folder.glob("part-*.parquet"))
         if not parts:
             raise DataError(f"{folder}: no evidence table there.", "Run 'scorebayes score' first.")
         tables = []
         for part in parts:
+            content = sealed.read(part)
             try:
-                tables.append(_from_frame(pq.read_table(part).to_pandas()))
-            except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+                tables.append(_from_frame(pq.read_table(pa.BufferReader(content)).to_pandas()))
+            except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{part}: damaged ({error}).", "Delete it and run 'scorebayes score' again."
                 ) from error

@@ -21,8 +21,9 @@ from scorebayes.evidence.base import Home
 from scorebayes.evidence.encoders import Encoder, of_both_views
 from scorebayes.evidence.learned_score import OfImages
 from scorebayes.progress import progress_bar
+from scorebayes.storage import sealed
 from scorebayes.storage.atomic import write_atomically
-from scorebayes.storage.digest import sha256_of
+from scorebayes.storage.digest import sha256_of, with_digest, without_digest
 
 IMAGES_AT_A_TIME = 16  # that the encoder sees in one call
 LEAST_VARIANCE = 1e-6  # of a component, as a share of the first
@@ -98,7 +99,11 @@ class FeatureMaps:
         if not self.path.exists():
             finish = command("train", "--resume", self.encoded.home.path)
             raise ConfigError(f"{self.path}: missing.", f"Finish the run with `{finish}`.")
-        return safetensors.torch.load_file(self.path)
+        try:
+            found = safetensors.torch.load(sealed.read(self.path))
+            return {name: found[name] for name in ("mean", "axes", "kept_variance")}
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise sealed.damaged(self.path, error) from error
 
     def learn(self, maps: Tensor) -> None:
         """Principal axes of the cells of the training maps, scaled to unit variance."""
@@ -113,7 +118,7 @@ class FeatureMaps:
         share = float(variances[:kept].sum() / variances.sum())
         scaled = (axes[:, :kept] / variances[:kept].sqrt()).T
         arrays = {"mean": mean.float(), "axes": scaled.float(), "kept_variance": torch.tensor(share)}
-        write_atomically(
+        sealed.write(
             self.path, safetensors.torch.save({name: of.contiguous() for name, of in arrays.items()})
         )
 
@@ -159,17 +164,15 @@ class _Store:
         digest = hashlib.blake2b(
             self.made_by.encode() + np.ascontiguousarray(levels).tobytes(), digest_size=16
         )
-        return self.folder / f"{digest.hexdigest()}.safetensors"
+        return self.folder / f"{digest.hexdigest()}.maps"
 
     def read(self, levels: NDArray) -> Tensor | None:
         path = self._path(levels)
         if not path.exists():
             return None
-        try:
-            return safetensors.torch.load_file(path)["maps"]
-        except (safetensors.SafetensorError, KeyError):  # encoded again
-            return None
+        content = without_digest(path.read_bytes())
+        return None if content is None else safetensors.torch.load(content)["maps"]  # damaged: encoded again
 
     def write(self, levels: NDArray, maps: Tensor) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path(levels), safetensors.torch.save({"maps": maps.contiguous()}))
+        sealed.make_folder(self.folder)
+        write_atomically(self._path(levels), with_digest(safetensors.torch.save({"maps": maps.contiguous()})))

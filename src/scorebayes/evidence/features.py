@@ -38,7 +38,9 @@ from scorebayes.evidence.learned_score import (
     split_draws,
     weighted_class_score,
 )
+from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.storage.timings import note_seconds, seconds_of
 from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
@@ -118,7 +120,7 @@ class Features(Evidence):
             return {}
         start = time.perf_counter()
         train, val = images.train.labelled(), images.val.labelled()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        sealed.make_folder(self.folder)
         maps = self.feature_maps
         train_maps, val_maps = (
             torch.cat([*self.encoded.of_images(of, f"features of {name}")])
@@ -132,7 +134,8 @@ class Features(Evidence):
             MapExamples(val, maps, val_maps, self.shift),
         )  # fmt: skip
         fit(plan)
-        self.note.write(kept_variance=float(maps.basis["kept_variance"]), seconds=time.perf_counter() - start)
+        note_seconds(home.path, self.name, time.perf_counter() - start)
+        self.note.write(kept_variance=float(maps.basis["kept_variance"]))
         return {}
 
     def _new_denoiser(self) -> Denoiser:
@@ -149,7 +152,7 @@ class Features(Evidence):
 
     @property
     def seconds(self) -> float:
-        return float(self.note.read()["seconds"])
+        return seconds_of(self.home.path, self.name)
 
     @property
     def multiply_adds(self) -> int:

@@ -39,7 +39,8 @@ from scorebayes.evidence.mixtures import (
     images_to_cluster,
     parts_by_patient,
 )
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
+from scorebayes.storage.timings import note_seconds, seconds_of
 from scorebayes.training.settings import Count
 
 COMPONENTS = (
@@ -76,9 +77,10 @@ class Pooled(Evidence):
         each = self.encoded.of_images(train, "pooled features")
         features = torch.cat([statistics(maps) for maps in each])
         mixtures = fit_pooled(features, train.labels, train.patients, home.seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, safetensors.torch.save(mixtures.arrays()))
-        self.note.write(seconds=time.perf_counter() - start)
+        sealed.make_folder(self.folder)
+        sealed.write(self._path, safetensors.torch.save(mixtures.arrays()))
+        note_seconds(home.path, self.name, time.perf_counter() - start)
+        self.note.write()
         return {}
 
     @property
@@ -93,14 +95,14 @@ class Pooled(Evidence):
 
     @property
     def seconds(self) -> float:
-        return float(self.note.read()["seconds"])
+        return seconds_of(self.home.path, self.name)
 
     @cached_property
     def mixtures(self) -> PooledMixtures:
         """What was learned. ConfigError where the file is damaged."""
         try:
-            return PooledMixtures.of(safetensors.torch.load_file(self._path))
-        except (OSError, safetensors.SafetensorError, KeyError) as error:
+            return PooledMixtures.of(safetensors.torch.load(sealed.read(self._path)))
+        except (OSError, safetensors.SafetensorError, KeyError, RuntimeError) as error:
             raise ConfigError(
                 f"{self._path}: the file is missing, damaged or from another version ({error}).",
                 f"Delete {self.folder} and train it again with 'scorebayes train --resume'.",

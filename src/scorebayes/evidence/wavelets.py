@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -37,7 +37,8 @@ from scorebayes.evidence.mixtures import (
 )
 from scorebayes.evidence.scattering import FINEST, on_grid, scattering
 from scorebayes.progress import progress_bar
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
+from scorebayes.storage.timings import note_seconds, seconds_of
 
 GRIDS = (1, 2, FINEST)  # cells along a side
 IMAGES_AT_A_TIME = 16  # between two steps of the progress bar
@@ -68,7 +69,8 @@ class Wavelets(Evidence):
         mixtures = fit_wavelets(
             torch.cat(found), train.labels, train.patients, mirrored=home.train_settings.flip, seed=home.seed
         )
-        replace(mixtures, seconds=time.perf_counter() - start).save(self.path)
+        note_seconds(home.path, self.name, time.perf_counter() - start)
+        mixtures.save(self.path)
         return {}
 
     @property
@@ -77,7 +79,7 @@ class Wavelets(Evidence):
 
     @property
     def seconds(self) -> float:
-        return self.mixtures.seconds
+        return seconds_of(self.home.path, self.name)
 
     @cached_property
     def mixtures(self) -> WaveletMixtures:
@@ -119,11 +121,10 @@ class Wavelets(Evidence):
 @dataclass(frozen=True)
 class WaveletMixtures:
     """mixtures: by the cells along a side of their grid, and the clusters of a class. mirrored: an image and its mirror
-    image are one. seconds: spent on learning."""
+    image are one."""
 
     mixtures: Mapping[tuple[int, int], Mixtures]
     mirrored: bool
-    seconds: float = 0.0
 
     def __call__(self, coefficients: Tensor) -> Tensor:
         """``scattering`` [N, C, P, 4, 4] -> log-likelihoods [N, Y] in nats, float64, less what is alike for all classes."""
@@ -142,8 +143,7 @@ class WaveletMixtures:
 
     def save(self, path: Path) -> None:
         """As safetensors."""
-        seconds = torch.tensor(self.seconds, dtype=torch.float64)
-        write_atomically(path, safetensors.torch.save({**self._arrays(), "seconds": seconds}))
+        sealed.write(path, safetensors.torch.save(self._arrays()))
 
     def _arrays(self) -> dict[str, Tensor]:
         arrays = {
@@ -157,17 +157,18 @@ class WaveletMixtures:
     def load(path: Path) -> WaveletMixtures:
         """The inverse of ``save``. ConfigError where the file is damaged."""
         try:
-            arrays = safetensors.torch.load_file(path)
+            arrays = safetensors.torch.load(sealed.read(path))
             mixtures = {
                 key: Mixtures(*(arrays[f"{key[0]}.{key[1]}.{name}"] for name in Mixtures._fields))
                 for key in product(GRIDS, CLUSTERS)
             }
-        except (safetensors.SafetensorError, KeyError) as error:
+            mirrored = bool(arrays["mirrored"])
+        except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
             raise ConfigError(
                 f"{path}: the file is damaged or from another version ({error}).",
                 f"Delete it and train it again with `{command('train', '--resume', path.parent)}`.",
             ) from error
-        return WaveletMixtures(mixtures, bool(arrays["mirrored"]), float(arrays["seconds"]))
+        return WaveletMixtures(mixtures, mirrored)
 
 
 def fit_wavelets(

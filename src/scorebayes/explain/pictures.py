@@ -29,7 +29,9 @@ from scorebayes.explain.maps import SMOOTHING, Explanation, explain, smooth
 from scorebayes.plots.svg import NEGATIVE, PAPER, POSITIVE
 from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
+from scorebayes.storage.arrays import read_arrays, write_arrays
+from scorebayes.storage.atomic import replacing, write_atomically
 
 CASES = "evidence.npz"
 NAMED_PARTS, LONGEST_NAME = 3, 80  # of a path, in the name of its folder
@@ -85,6 +87,7 @@ def explain_file(
         "key": key,
         "warnings": [text for text in (warning, _atypical(run, x, evidence)) if text],
     }
+    sealed.require_inside(out / "evidence.json")
     out.mkdir(parents=True, exist_ok=True)
     _draw_evidence(run, x, evidence, out / "evidence.png")
     arrays: dict[str, NDArray] = {
@@ -100,7 +103,8 @@ def explain_file(
         _draw_counterfactual(run, x, other, out / "counterfactual.png")
     else:
         (out / "counterfactual.png").unlink(missing_ok=True)  # of an earlier call
-    np.savez_compressed(out / "evidence.npz", allow_pickle=False, **arrays)
+    with replacing(out / "evidence.npz") as partial, partial.open("wb") as file:  # an output: not sealed
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     write_atomically(out / "evidence.json", json.dumps(content, indent=1, default=str) + "\n")
     drawn = ["evidence.png", *([] if other is None else ["counterfactual.png"])]
     return content | {"written": [*drawn, "evidence.npz", "evidence.json"]}
@@ -119,8 +123,7 @@ def explain_cases(run: Run, split: str) -> Path:
             f"{pictures}: no cases have been chosen yet.",
             f"Run `{command('evaluate', run.path, '--split', split)}` first.",
         )
-    with np.load(pictures, allow_pickle=False) as stored:
-        wanted = [str(name) for name in stored["image_id"]]
+    wanted = [str(name) for name in read_arrays(pictures).get("image_id", ())]
     images = run.images(split)
     row_of = {key: row for row, key in enumerate(images.keys)}
     if not set(wanted) <= set(row_of):
@@ -136,9 +139,7 @@ def explain_cases(run: Run, split: str) -> Path:
             overlays.append(overlay(_picture(run, x[row : row + 1]), smooth(found[-1].total)))
             advance(row + 1, "")
     path = run.path / CASES
-    np.savez_compressed(
-        path,
-        allow_pickle=False,
+    arrays: dict[str, NDArray] = dict(
         image_id=np.array(wanted, dtype=str),
         overlay=(np.stack(overlays) * 255 + 0.5).astype(np.uint8),
         total=np.stack([one.total for one in found]).astype(np.float32),
@@ -156,6 +157,7 @@ def explain_cases(run: Run, split: str) -> Path:
             }.items()
         },
     )
+    write_arrays(path, arrays)
     return path
 
 
@@ -308,7 +310,8 @@ def _draw_evidence(run: Run, x: Tensor, evidence: Explanation, path: Path) -> No
         parse_math=False,
     )
     figure.supxlabel(f"{_data(run)}{DISCLAIMER} Maps are smoothed for display.", fontsize=7)
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
 
 
 def _draw_counterfactual(run: Run, x: Tensor, other: Counterfactual, path: Path) -> None:
@@ -326,7 +329,8 @@ def _draw_counterfactual(run: Run, x: Tensor, other: Counterfactual, path: Path)
     figure.supxlabel(
         f"{_data(run)}{DISCLAIMER} This shows what the model believes, not what a disease does.", fontsize=7
     )
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
 
 
 def _show(axis: Axes, picture: NDArray, title: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.plots.svg import short
+from scorebayes.storage import sealed
+from scorebayes.storage.arrays import read_arrays
 from scorebayes.storage.digest import sha256_of
 from scorebayes.storage.log import read_log
 from scorebayes.storage.spreadsheet import plain
@@ -45,12 +47,12 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        path = self.folder / "config.toml"
+        content = sealed.read(path)
         try:
-            return tomllib.loads((self.folder / "config.toml").read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self.folder / 'config.toml'}: {error}.", "Restore the file, or train again."
-            ) from error
+            return tomllib.loads(content.decode("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{path}: {error}.", "Restore the file, or train again.") from error
 
     @property
     def has_image_score(self) -> bool:
@@ -128,7 +130,10 @@ class Run:
     @cached_property
     def log(self) -> pd.DataFrame:
         """``train.jsonl``, without what an interruption left half-written."""
-        rows = read_log(self.folder / "train.jsonl")
+        path = self.folder / "train.jsonl"
+        if sealed.is_listed(path):  # else training goes on
+            sealed.read(path)
+        rows = read_log(path)
         wanted = ("step", "loss", "seconds", "images_per_second", "val_log_loss", "val_auc")
         return pd.DataFrame(rows).reindex(columns=wanted).apply(pd.to_numeric, errors="coerce")
 
@@ -217,10 +222,7 @@ class Run:
         path = self.folder / name
         if not path.is_file():
             return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
+        content = sealed.read_json(path)
         if not isinstance(content, dict):
             raise DataError(f"{path}: expected a JSON object.", "Run the command that wrote it again.")
         return content
@@ -228,13 +230,7 @@ class Run:
     def arrays(self, name: str) -> dict[str, NDArray] | None:
         """The arrays of an .npz file; nothing in it is executed."""
         path = self.folder / name
-        if not path.is_file():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files}
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
+        return read_arrays(path) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -309,8 +305,9 @@ def _csv(path: Path, needed: Sequence[str]) -> pd.DataFrame | None:
     """A table of text, so that ids such as 007 and NA stay as they are."""
     if not path.is_file():
         return None
+    content = sealed.read(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
     missing = [name for name in needed if name not in table]
@@ -322,8 +319,9 @@ def _csv(path: Path, needed: Sequence[str]) -> pd.DataFrame | None:
 def _parquet(paths: Sequence[Path]) -> pd.DataFrame:
     tables = []
     for path in paths:
+        content = sealed.read(path)
         try:
-            tables.append(pd.read_parquet(path))
-        except (ValueError, OSError) as error:
+            tables.append(pd.read_parquet(io.BytesIO(content)))
+        except (ValueError, OSError, LookupError, TypeError) as error:
             raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
     return pd.concat(tables, ignore_index=True)

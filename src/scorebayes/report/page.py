@@ -29,6 +29,7 @@ from scorebayes.report.parts import (
     share,
     threshold_words,
 )
+from scorebayes.report.places import without_places
 from scorebayes.report.sections import SECTIONS
 from scorebayes.report.sections.inputs import leak_words, model
 from scorebayes.report.sections.performance import METRICS
@@ -75,9 +76,9 @@ def write_report(run_dir: Path) -> Path:
         },
     }
     card = _TEMPLATES.get_template("model-card.md.j2").render(**_card(run, summary, not_done))
-    write_atomically(run.folder / "report.json", json.dumps(plain(numbers), indent=1, allow_nan=False) + "\n")
-    write_atomically(run.folder / "model-card.md", card)
-    write_atomically(run.folder / "report.html", page)
+    content = json.dumps(plain(numbers), indent=1, allow_nan=False) + "\n"
+    for name, text in (("report.json", content), ("model-card.md", card), ("report.html", page)):
+        write_atomically(run.folder / name, without_places(text, run.config.get("data", {})))
     return run.folder / "report.html"
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
+import stat
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -27,6 +29,7 @@ from scorebayes.diffusion.noise import NOISES
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.base import Evidence, Home
 from scorebayes.evidence.registry import EVIDENCE
+from scorebayes.runs.bounds import require_bounded, short
 from scorebayes.training.settings import Count, Fraction, Size, TrainConfig
 
 
@@ -134,6 +137,7 @@ _PLAIN: dict[str, Callable] = {
     "prior": PriorConfig,
 }
 _OF_ENCODER = ("encoder", "size")  # named for one source, they hold for all that say nothing else
+LARGEST, DEEPEST = 1_000_000, 100  # bytes of a configuration file, and names in a row
 _FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
 
 
@@ -260,13 +264,28 @@ def preset_layer(name: str) -> Mapping[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A configuration file as a layer for ``resolve``."""
+    """A configuration file as a layer for ``resolve``. ConfigError where it is none."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise ConfigError(
+                f"{path}: no configuration file, but a folder, a pipe or too large.", "Name a TOML file."
+            )
+        return parse_toml(path, path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such configuration file.") from error
+
+
+def parse_toml(path: Path, content: bytes) -> dict[str, Any]:
+    """The same of the content of a file."""
+    try:
+        if max(piece.count(b".") for piece in re.split(rb"[=\n,\[\]{}]", content)) > DEEPEST:
+            raise RecursionError  # takes the square of its depth to read
+        return tomllib.loads(content.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error}).") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: its tables or lists are nested too deeply.") from error
 
 
 def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,16 +348,29 @@ def _checked(section: str, table: Mapping[str, Any], constructor: Callable | Non
                 f"unknown key {key!r} in [{section}]{_nearest(key, fields)}.",
                 f"Known: {', '.join(fields)}." if fields else "It has no options.",
             )
-    model = pydantic.create_model(
-        section, __config__=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True), **fields
-    )  # type: ignore[call-overload]
+    strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    model = pydantic.create_model(section, __config__=strict, **fields)  # type: ignore[call-overload]
     try:
-        checked = model(**table)
+        checked = model(**{key: _as_typed(value) for key, value in table.items()})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"[{section}] {where} = {first['input']!r}: {first['msg']}.") from error
-    return {name: getattr(checked, name) for name in fields}
+        raise ConfigError(
+            f"[{section}] {where} = {short(first['input'])}: {first['msg'].replace('tuple', 'list')}."
+        ) from error
+    found = {name: getattr(checked, name) for name in fields}
+    for name, value in found.items():
+        require_bounded(section, name, value)
+    return found
+
+
+def _as_typed(value: Any) -> Any:
+    """TOML's lists as tuples, and NumPy's numbers as Python's."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_as_typed, value))
+    if isinstance(value, (bool, int, float, str)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _plain_values(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from scorebayes.runs.config import Config, resolve
 from scorebayes.runs.reader import Reader
 from scorebayes.runs.run import Facts, Run, create_run, open_run, require_prior
 from scorebayes.runs.seen import seen_by_start, seen_words
+from scorebayes.storage import sealed
+from scorebayes.storage.lock import HELD, LOCK, locked
+from scorebayes.training.augment import CODE_LENGTH
 from scorebayes.training.settings import TrainConfig
 
 LARGEST_DEFAULT_SIZE = 64
@@ -33,7 +36,9 @@ FEATURES_STEPS = 750
 NOT_USED = "They are not used for training with labels, nor for validation."
 HEADERS = 500  # files at most that are opened to learn their depths
 FEW_IMAGES, STEPS_POWER = 1000, 0.4  # up to so many, the steps are the configuration's default
-UNFINISHED = {"cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv"}
+UNFINISHED = {
+    "cache", "source.json", "environment.json", "split.parquet", "audit.json", "quarantine.csv", sealed.SEAL, LOCK, HELD,
+}  # fmt: skip
 """What an interrupted start leaves behind. config.toml is written last; only then is it a run."""
 
 
@@ -86,9 +91,18 @@ def start_run(
     """A new run directory and its images by split ("train" and "val").
 
     An interrupted start resumes where it left off: prepared images are in the directory's cache. Raises ConfigError
-    if the directory holds something else or cannot be written, DataError if the data cannot be used.
+    if the directory holds something else, cannot be written, or is in use; DataError if the data cannot be used.
     """
-    _require_writable(path)
+    make_directory(path)
+    with locked(path):
+        _require_empty(path)
+        sealed.begin(path)
+        return _started(path, data, layers, preset, device)
+
+
+def _started(
+    path: Path, data: str, layers: Sequence[Mapping[str, Any]], preset: str, device: torch.device
+) -> tuple[Run, dict[str, ImageSet]]:
     options = data_options(layers)
     source = open_source(data, **options)
     records = source.records()
@@ -102,6 +116,7 @@ def start_run(
         defaults=suggest(source, shown or records, _named_sources(layers, preset)),
     )
     require_prior(config.prior, source.info.classes)
+    _require_buildable(config, source)
     images, rejected, splits, used = _divided(
         Reader(path, config, source.info), source, records, config, options
     )
@@ -146,6 +161,19 @@ def start_run(
     for text in audit["warnings"]:
         warnings.warn(text, stacklevel=2)
     return run, by_split
+
+
+def _require_buildable(config: Config, source: Source) -> None:
+    """ConfigError for a network, a noise process or an estimator that cannot be, before any image is read."""
+    config.build("noise")
+    config.build("likelihood")
+    with torch.device("meta"):
+        config.build(
+            "net",
+            image_channels=config.prepare.channels,
+            n_classes=len(source.info.classes),
+            n_augment=CODE_LENGTH,
+        )
 
 
 def _divided(
@@ -230,17 +258,23 @@ def _statistics(images: ImageSet) -> tuple[float, float]:
     return mean, float(np.sqrt(counts @ np.square(shares - mean) / counts.sum()))
 
 
-def _require_writable(path: Path) -> None:
-    """Make the run directory. ConfigError if it cannot be written, or already holds a run or other files."""
+def make_directory(path: Path) -> list[Path]:
+    """Make the run directory; returns the folders that were made. ConfigError if it cannot be written."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        found = {entry.name for entry in path.iterdir() if entry.suffix != ".partial"}
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise ConfigError(
             f"{path}: the run directory cannot be written ({error.strerror}).",
             "Choose another one with --out.",
         ) from error
+    return made
+
+
+def _require_empty(path: Path) -> None:
+    """ConfigError if a directory already holds a run, or files that no interrupted start left there."""
+    found = {entry.name for entry in path.iterdir() if entry.suffix != ".partial"}
     if found - UNFINISHED:
         raise ConfigError(
             f"{path}: the directory is not empty.",
@@ -289,7 +323,8 @@ def _write_split(run: Run, records: Sequence[Record], splits: Mapping[str, str])
         }
         for r in records
     ]
-    pd.DataFrame(rows).to_parquet(run.path / "split.parquet", index=False)
+    with sealed.replacing(run.path / "split.parquet") as partial:
+        pd.DataFrame(rows).to_parquet(partial, index=False)
 
 
 def _named_sources(layers: Sequence[Mapping[str, Any]], preset: str) -> Sequence[str] | None:

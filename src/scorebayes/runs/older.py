@@ -2,7 +2,8 @@
 
 Format 1: every image had noise of its own. Format 3 and before: the wavelets stood beside the pixels by name, in [wavelets]
 of the configuration, in fields of their own of ``calibration.json``, and in a column of the tables ``loglik-*.parquet``
-(which ``EvidenceTable.read`` understands).
+(which ``EvidenceTable.read`` understands). Format 4 and before: no file was sealed (``scorebayes.storage.sealed``), and a
+table's maker did not name the settings.
 """
 
 from __future__ import annotations

@@ -1,21 +1,24 @@
 """A run directory. The stages exchange data only through it, and whoever opens it gets a trained classifier.
 
     config.toml  environment.json  source.json  split.parquet  audit.json  train.jsonl  checkpoints/  wavelets.safetensors
+    sealed.json  timings.json  lock
     calibration.json  evidence-<split>.parquet/  predictions-<split>.csv  metrics-<split>.json  quarantine.csv  report.html
 
-``open_run`` checks that the directory is whole; ``Run`` offers the way of one image: ``prepare``, ``evidence``, and with
+``sealed.json`` knows the digests of all files that an answer depends on; they are checked when they are read
+(``scorebayes.storage.sealed``). ``open_run`` checks that the directory is whole; ``Run`` offers the way of one image:
+``prepare``, ``evidence``, and with
 ``scorebayes.bayes`` the posterior. Directories of older formats are read by ``older``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import io
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorebayes.data.base import Rejected, SourceInfo
+from scorebayes.data.base import Rejected
 from scorebayes.data.load import ImageSet
 from scorebayes.decision.calibration import Calibration
 from scorebayes.decision.decision import Decision
@@ -38,38 +41,19 @@ from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import Evidence
 from scorebayes.evidence.pixels import Pixels
 from scorebayes.runs import older
-from scorebayes.runs.config import Config, PriorConfig, read_toml, resolve
+from scorebayes.runs.config import Config, PriorConfig, parse_toml, resolve
 from scorebayes.runs.device import environment, has_bf16, pick_device
+from scorebayes.runs.facts import FORMAT, Facts, read_facts, to_dict
 from scorebayes.runs.reader import Reader
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.storage.lock import locked
 from scorebayes.storage.spreadsheet import csv_text
 from scorebayes.training.settings import TrainConfig
 
-FORMAT = 4
-"""Format of the run directory. Raise it when a file changes its meaning, and read older formats in ``older``."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What training learned of its data, stored in ``source.json``.
-
-    ``mean`` and ``std`` are of the training pixels as shares of the full scale; ``train_counts`` per class.
-    """
-
-    info: SourceInfo
-    mean: float
-    std: float
-    train_counts: tuple[int, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.info.classes
-
-    @property
-    def log_shares(self) -> NDArray[np.float64]:
-        """Log of the class shares of the training split [Y]."""
-        return np.log(np.array(self.train_counts) / sum(self.train_counts))
+SEALED_FROM = 5  # this format on, a run has a seal
+SETTINGS = "settings"  # of a maker, beside the names of the sources
+SPLIT = ("image_id", "patient_id", "label", "split")
 
 
 class Run:
@@ -131,8 +115,19 @@ class Run:
         return EvidenceTable(tuple(keys), np.full(len(x), -1), blocks, seconds)
 
     def maker(self, likelihood: Likelihood) -> dict[str, str]:
-        """What ``evidence`` depends on besides the images: the fingerprints of the sources in use."""
-        return {name: source.fingerprint(likelihood) for name, source in self.asked(likelihood).items()}
+        """What ``evidence`` depends on besides the images: the fingerprints of the sources in use, and that of the
+        settings that all of them see."""
+        found = {name: source.fingerprint(likelihood) for name, source in self.asked(likelihood).items()}
+        config = self.config
+        settings = [
+            config.prepare.fingerprint,
+            config.sections["net"],
+            config.train.precision,
+            self.seed,
+            self.classes,
+            *map(repr, self.scaling),
+        ]
+        return found | {SETTINGS: hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
 
     def asked(self, likelihood: Likelihood) -> dict[str, Evidence]:
         """The sources that an estimator uses."""
@@ -144,8 +139,8 @@ class Run:
     def sources(self) -> dict[str, Evidence]:
         """The sources of evidence that have learned something. ConfigError where one is lost that the run is calibrated
         with."""
-        found, path = {}, self.calibration_path
-        fitted = older.decision(json.loads(path.read_text()), self.path)["weights"] if path.exists() else {}
+        found: dict[str, Evidence] = {}
+        fitted = self.decision.calibration.weights if self.calibration_path.exists() else {}
         for name, source in self.configured.items():
             if source.learned:
                 found[name] = source
@@ -198,7 +193,11 @@ class Run:
                 f"{path}: the run is not calibrated.",
                 f"Finish it with `{command('train', '--resume', self.path)}`.",
             )
-        return Decision.from_dict(older.decision(json.loads(path.read_text()), self.path))
+        stored = sealed.read_json(path)
+        try:
+            return Decision.from_dict(older.decision(stored, self.path))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise sealed.damaged(path, error) from error
 
     # -- the score of the images themselves: for samples, counterfactuals, and values in nats -----------------------
 
@@ -294,7 +293,7 @@ class Run:
     # -- the directory --------------------------------------------------------------------------------------------
 
     def write_json(self, name: str, content: Any) -> None:
-        write_atomically(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+        sealed.write(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
 
     def write_calibration(self, name: str, content: Any) -> None:
         """A decision as JSON; what was read of an earlier one is forgotten."""
@@ -304,25 +303,23 @@ class Run:
     @property
     def split(self) -> pd.DataFrame:
         """image_id, patient_id, label, split, ... of every image."""
-        return pd.read_parquet(self.path / "split.parquet")
+        path = self.path / "split.parquet"
+        content = sealed.read(path)
+        try:
+            table = pd.read_parquet(io.BytesIO(content))
+            table[[*SPLIT]]
+        except (LookupError, OSError, ValueError, TypeError) as error:  # those of pyarrow are among them
+            raise sealed.damaged(path, error) from error
+        return table
 
     def quarantine(self, rejected: Sequence[Rejected], name: str = "quarantine.csv") -> None:
         """Record the images that could not be used, with the reasons."""
         frame = pd.DataFrame([asdict(r) for r in rejected], columns=["image_id", "path", "reason"])
-        write_atomically(self.path / name, csv_text(frame))
+        sealed.write(self.path / name, csv_text(frame))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Lock the directory: a second process in it is refused. The lock of a dead process does not count."""
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{self.path}: another process is working in this run directory.",
-                    "Wait until it is done, or stop it.",
-                ) from error
-            yield
+        return locked(self.path)
 
 
 def key_of(x: Tensor) -> str:
@@ -332,16 +329,9 @@ def key_of(x: Tensor) -> str:
 
 def create_run(run: Run) -> None:
     """Start a run directory: data facts, environment and, last, the configuration, which makes it a run."""
-    config, facts = run.config, run.facts
-    stored = {
-        "format": FORMAT,
-        "pipeline": config.prepare.fingerprint,
-        **asdict(facts.info),
-        "mean": facts.mean,
-    }
-    run.write_json("source.json", {**stored, "std": facts.std, "train_counts": list(facts.train_counts)})
+    run.write_json("source.json", to_dict(run.facts, run.config.prepare.fingerprint))
     run.write_json("environment.json", environment(run.device))
-    write_atomically(run.path / "config.toml", config.to_toml())
+    sealed.write(run.path / "config.toml", run.config.to_toml())
 
 
 def open_run(path: str | Path, device: str = "auto") -> Run:
@@ -352,31 +342,34 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
             raise ConfigError(
                 f"{path}: not a run directory ({name} is missing).", "Make one with 'scorebayes train'."
             )
-    stored = json.loads((path / "source.json").read_text())
-    written = stored.pop("format", 1)
-    if written > FORMAT:
+    facts, written, pipeline = read_facts(path)
+    if written >= SEALED_FROM and not sealed.is_sealed(path):
         raise ConfigError(
-            f"{path}: this run was written by a newer version of scorebayes.", "Install that version."
+            f"{path}: {sealed.SEAL} is missing, so that the files of the run cannot be checked.",
+            f"Restore it, or seal the files as they are: `{command('doctor', path, '--accept')}`.",
         )
-    config = resolve(older.configuration(read_toml(path / "config.toml"), written), preset=None)
-    if stored.pop("pipeline", config.prepare.fingerprint) != config.prepare.fingerprint:
+    layer = parse_toml(path / "config.toml", sealed.read(path / "config.toml"))
+    config = resolve(older.configuration(layer, written), preset=None)
+    if pipeline not in ("", config.prepare.fingerprint):
         raise ConfigError(
             f"{path}: this version of scorebayes, with this [prepare] section, would prepare images differently from "
             "the training images.",
             "Restore config.toml, use the version that trained the run, or train again.",
         )
-    mean, std, counts = stored.pop("mean"), stored.pop("std"), stored.pop("train_counts")
-    lists = {key: tuple(stored[key]) for key in ("classes", "modalities") if key in stored}
-    info = SourceInfo(**{**stored, **lists})
-    return Run(path, config, Facts(info, mean, std, tuple(counts)), pick_device(device), written)
+    return Run(path, config, facts, pick_device(device), written)
 
 
 def reconfigured(run: Run, config: Config) -> Run:
     """The run with another configuration, which is written to its ``config.toml``."""
-    if run.format < FORMAT:  # the configuration names its sources now
-        stored = json.loads((run.path / "source.json").read_text())
-        run.write_json("source.json", {**stored, "format": FORMAT})
-    write_atomically(run.path / "config.toml", config.to_toml())
+    with run.locked():
+        if (
+            run.format < FORMAT
+        ):  # the configuration names its sources now, and what is there is sealed as it is
+            if not sealed.is_sealed(run.path):
+                sealed.accept(run.path)
+            stored = sealed.read_json(run.path / "source.json")
+            run.write_json("source.json", {**stored, "format": FORMAT})
+        sealed.write(run.path / "config.toml", config.to_toml())
     return open_run(run.path, str(run.device))
 
 

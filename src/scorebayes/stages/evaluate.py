@@ -22,7 +22,8 @@ from scorebayes.metrics import classification_metrics, compare, holm
 from scorebayes.runs.run import Run
 from scorebayes.stages.calibrate import calibrate
 from scorebayes.stages.score import read_table, suffix
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
+from scorebayes.storage.arrays import write_arrays
 from scorebayes.storage.digest import sha256_of
 from scorebayes.storage.spreadsheet import csv_text
 from scorebayes.tasks import task_of
@@ -33,6 +34,11 @@ THUMBNAILS = 6  # of the best, of the median and of the worst cases
 
 def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     """Write ``predictions-<split>.csv`` and ``metrics-<split>.json`` and return the metrics."""
+    with run.locked():
+        return _evaluated(run, split, estimator)
+
+
+def _evaluated(run: Run, split: str, estimator: str) -> dict[str, Any]:
     table = read_table(run, split, estimator)
     if (table.labels < 0).any():
         raise DataError(
@@ -46,7 +52,7 @@ def evaluate(run: Run, split: str, estimator: str = "") -> dict[str, Any]:
     frame = task.answers(run, table, decision, pixels=run.pixels(images))
     frame.insert(1, "patient_id", patients)
     frame.insert(2, "label", [info.classes[y] for y in table.labels])
-    write_atomically(run.path / f"predictions-{split}{suffix(estimator)}.csv", csv_text(frame))
+    sealed.write(run.path / f"predictions-{split}{suffix(estimator)}.csv", csv_text(frame))
 
     good, there = table.usable(), table.status == OK
     images, patients = images.subset(np.flatnonzero(there)), patients[there]
@@ -105,6 +111,11 @@ def _baselines(
         frame = read_predictions(run, name, split)
         if frame is None:
             continue
+        if missing := set(good.keys) - {*frame.index}:
+            raise DataError(
+                f"{run.path}: the baseline {name!r} has no predictions of {len(missing)} images, such as {min(missing)}.",
+                f"Delete {run.path / 'baselines' / name / f'predictions-{split}.csv'}; they are made again.",
+            )
         prob = frame.loc[list(good.keys), [f"prob_{c}" for c in run.facts.classes]].to_numpy()
         found[kind.title] = {
             "name": name,
@@ -132,9 +143,8 @@ def _write_thumbnails(run: Run, images: ImageSet, good: EvidenceTable, posterior
     chosen = images.subset(order[shown])
     pictures = chosen.images * (255.0 / (2**chosen.bits - 1))
     grey = pictures[:, 0] if pictures.shape[1] == 1 else pictures.transpose(0, 2, 3, 1)
-    np.savez_compressed(
-        run.path / "thumbnails.npz", image_id=np.array(chosen.keys, dtype=str), images=grey.astype(np.uint8)
-    )
+    arrays = {"image_id": np.array(chosen.keys, dtype=str), "images": grey.astype(np.uint8)}
+    write_arrays(run.path / "thumbnails.npz", arrays)
 
 
 def _parts(middle: int) -> tuple[slice, slice, slice]:

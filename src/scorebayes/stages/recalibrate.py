@@ -8,8 +8,11 @@ the sources, do not change."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,17 @@ from scorebayes.progress import progress_bar
 from scorebayes.runs.run import Run, open_run, reconfigured
 from scorebayes.stages.calibrate import write_decision
 from scorebayes.stages.score import score_images
+from scorebayes.storage import sealed
+from scorebayes.storage.atomic import sync_folder
+from scorebayes.storage.lock import HELD, LOCK
 from scorebayes.tasks.classify import THRESHOLD_RULE
 
 LEAST_PATIENTS = 5  # of every class
 FOLDS = 5
 LEFT_OUT = (
     "cache", "baselines", "loglik-*", "evidence-*", "evidence.npz", "explained", "samples.*", "predictions-*",
-    "metrics-*", "calibration*", "report*", "model-card.md", "thumbnails.npz", "state-*", "lock",
+    "metrics-*", "calibration*", "report*", "model-card.md", "thumbnails.npz", "state-*", LOCK, HELD, sealed.SEAL,
+    "*.partial",
 )  # fmt: skip
 """Files of a run that are not copied: they belong to the old site, or can be made again."""
 
@@ -61,18 +68,49 @@ def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None
     Raises ConfigError if the directory already exists or the classes differ, DataError if a class has fewer than five
     patients.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise ConfigError(f"{out}: the directory already exists.", "Choose a new directory.")
-    begun = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(begun, ignore_errors=True)
-    shutil.copytree(run.path, begun, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    sealed.require_free(out)
+    begun = _folder_beside(out)
     try:
+        _copy(run, begun)
         found = _recalibrate(run, open_run(begun, str(run.device)), data, log_prior)
+        (begun / LOCK).unlink(missing_ok=True)
         begun.rename(out)
+        sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(begun)
         raise
     return replace(found, run=open_run(out, str(run.device)))
+
+
+def _folder_beside(out: Path) -> Path:
+    """A new folder of ours, whatever else lies there; a killed process leaves it behind. ConfigError if there can be
+    none."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        begun = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
+        begun.chmod(out.parent.stat().st_mode & 0o777)  # not private, as those of mkdtemp are
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: the new run cannot be written ({error.strerror}).", "Choose another directory."
+        ) from error
+    return begun
+
+
+def _copy(run: Run, to: Path) -> None:
+    """The files of a run that hold for every site, as they were sealed. ConfigError for links, and for changed files."""
+    sealed.begin(to)
+    for name in sealed.names_below(run.path):
+        if any(fnmatch(part, pattern) for part in Path(name).parts for pattern in LEFT_OUT):
+            continue
+        source, copy = run.path / name, to / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if sealed.belongs(name):
+            sealed.write(copy, sealed.read(source))
+        else:
+            sealed.require_inside(source)
+            shutil.copyfile(source, copy)
 
 
 def _recalibrate(run: Run, begun: Run, data: str, log_prior: NDArray | None) -> Recalibrated:

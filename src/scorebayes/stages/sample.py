@@ -12,6 +12,8 @@ from scorebayes.diffusion.sample import SAMPLERS, guide, nearest
 from scorebayes.progress import progress_bar
 from scorebayes.runs.config import build_kind
 from scorebayes.runs.run import Run
+from scorebayes.storage.arrays import write_arrays
+from scorebayes.storage.atomic import replacing
 
 LEAST_WIDTH = 4.0  # inches: what the title needs
 LONGEST_LINE = 22  # letters that fit beside a picture
@@ -41,9 +43,13 @@ def draw_samples(
     index, distance = nearest(drawn, known)
     images, neighbours = run.restore(drawn), run.restore(known[index])
     labels = np.repeat(np.arange(len(run.facts.classes)), per_class)
-    np.savez_compressed(
-        run.path / "samples.npz", images=images, labels=labels, nearest=neighbours, distance=distance.numpy()
-    )
+    arrays: dict[str, np.ndarray] = {
+        "images": images,
+        "labels": labels,
+        "nearest": neighbours,
+        "distance": distance.numpy(),
+    }
+    write_arrays(run.path / "samples.npz", arrays)
     path = _grid(run, images, neighbours, labels, distance.numpy())
     return path, {
         name: float(distance.numpy()[labels == y].min()) for y, name in enumerate(run.facts.classes)
@@ -82,5 +88,6 @@ def _grid(
         f"Samples by class{data}.\nBelow each: the nearest training image, and its distance", fontsize=8
     )
     path = run.path / "samples.png"
-    figure.savefig(path, dpi=130)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")
     return path

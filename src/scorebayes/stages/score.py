@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.progress import progress_bar
 from scorebayes.runs import older
 from scorebayes.runs.config import build_kind
-from scorebayes.runs.run import Run
+from scorebayes.runs.run import SEALED_FROM, SETTINGS, Run
 from scorebayes.runs.shards import shards
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 
 IMAGES_AT_A_TIME = 16  # between two steps of the progress bar
 
@@ -33,8 +32,8 @@ def score_split(run: Run, split: str, estimator: str = "") -> Path:
     """
     images = run.images(split)
     likelihood = make_likelihood(run, estimator)
-    folder = _begun(run, split, estimator, likelihood)
-    with progress_bar(f"score {split}", len(images)) as advance:
+    with run.locked(), progress_bar(f"score {split}", len(images)) as advance:
+        folder = _begun(run, split, estimator, likelihood)
         for shard in shards(len(images), folder):
             if not shard.done:
                 some = images.subset(shard.rows)
@@ -123,10 +122,10 @@ def _begun(run: Run, split: str, estimator: str, likelihood: Likelihood) -> Path
     if folder.exists():
         if _made_by(folder, run, likelihood):
             return folder
-        shutil.rmtree(folder)
+        sealed.remove(folder)
         folder = table_path(run, split, estimator)
-    folder.mkdir(parents=True)
-    write_atomically(_note(folder), json.dumps(run.maker(likelihood)))
+    sealed.make_folder(folder)
+    sealed.write(_note(folder), json.dumps(run.maker(likelihood)))
     return folder
 
 
@@ -134,11 +133,16 @@ def _made_by(folder: Path, run: Run, likelihood: Likelihood) -> bool:
     note = _note(folder)
     if not note.exists():
         return False
-    stored = json.loads(note.read_text())
+    stored = sealed.read_json(note)
+    if not isinstance(stored, dict):
+        raise sealed.damaged(note, "no maker")
     if "estimator" in stored:  # of run format 3 or before
         weights, asked = run.checkpoints.best()["sha256"], run.asked(likelihood)
         return older.made_by(stored, weights, repr(likelihood), asked, run.path)
-    return stored == run.maker(likelihood)
+    maker = run.maker(likelihood)
+    if run.format < SEALED_FROM and SETTINGS not in stored:
+        del maker[SETTINGS]
+    return stored == maker
 
 
 def _note(folder: Path) -> Path:

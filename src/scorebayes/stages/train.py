@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,11 +16,12 @@ from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import TrainingImages
 from scorebayes.metrics import classification_metrics
 from scorebayes.runs.config import resolve
-from scorebayes.runs.inputs import data_options, start_run, unlabelled_of_start
+from scorebayes.runs.inputs import UNFINISHED, data_options, make_directory, start_run, unlabelled_of_start
 from scorebayes.runs.run import Run, open_run, reconfigured
 from scorebayes.stages.calibrate import calibrate
 from scorebayes.stages.score import read_table, score_split
 from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.storage.lock import HELD, LOCK, locked
 from scorebayes.tasks.classify import known_of
 from scorebayes.training.plan import require_classes
 
@@ -37,12 +39,13 @@ def train(
 ) -> Run:
     """From a data source to a trained and calibrated run directory (without labels: trained only, for others to start
     from)."""
-    with _nothing_left(path):
-        run, images = begin(path, data, layers, preset, device, resume=resume)
-        if not run.config.train.label_free:
-            for name, of in (("training", images.train), ("validation", images.val)):
-                require_classes(of.labelled().labels, run.facts.classes, name)
-    return _finished(run, images)
+    with _directory(path):
+        with _nothing_left(path):
+            run, images = begin(path, data, layers, preset, device, resume=resume)
+            if not run.config.train.label_free:
+                for name, of in (("training", images.train), ("validation", images.val)):
+                    require_classes(of.labelled().labels, run.facts.classes, name)
+        return _finished(run, images)
 
 
 def resume(path: Path, device: torch.device, given: Mapping[str, Mapping[str, Any]]) -> Run:
@@ -72,9 +75,10 @@ def resume(path: Path, device: torch.device, given: Mapping[str, Mapping[str, An
     mine = run.config.sections["likelihood"]
     if wanted.sections["likelihood"] != mine and "first" in mine:
         wanted = wanted.changed("likelihood", first=[])  # chosen for the estimator as it was
-    if wanted != run.config:
-        run = reconfigured(run, wanted)
-    return _finished(run, _images_of(run))
+    with run.locked():
+        if wanted != run.config:
+            run = reconfigured(run, wanted)
+        return _finished(run, _images_of(run))
 
 
 def _who_asked(given: Mapping[str, Mapping[str, Any]], difference: str) -> str:
@@ -144,10 +148,10 @@ def begin(
     resume: bool = False,
 ) -> tuple[Run, TrainingImages]:
     """A run directory with its split, new or, with ``resume``, as it is there; and the images to train and validate on."""
-    if resume and (path / "config.toml").exists():
-        run = _under(open_run(path, str(device)), data, layers, preset)
-        return run, _images_of(run)
-    with _nothing_left(path):
+    with _directory(path), _nothing_left(path):
+        if resume and (path / "config.toml").exists():
+            run = _under(open_run(path, str(device)), data, layers, preset)
+            return run, _images_of(run)
         run, by_split = start_run(path, data, layers, preset, device)
     return run, TrainingImages(by_split["train"], by_split["val"], lambda: unlabelled_of_start(run))
 
@@ -158,20 +162,36 @@ def _images_of(run: Run) -> TrainingImages:
 
 
 @contextmanager
+def _directory(path: Path) -> Iterator[None]:
+    """The run directory, made and locked before anything is written. It goes again where nothing came into it."""
+    lock_is_new = not os.path.lexists(path / LOCK)
+    made = make_directory(path)
+    with locked(path):
+        try:
+            yield
+        finally:
+            if lock_is_new and path.is_dir() and {entry.name for entry in path.iterdir()} <= {LOCK, HELD}:
+                (path / LOCK).unlink(missing_ok=True)
+                for folder in made:
+                    with suppress(OSError):  # it holds something
+                        folder.rmdir()
+
+
+@contextmanager
 def _nothing_left(path: Path) -> Iterator[None]:
     """Where an error keeps a directory from becoming a run, what was made is removed; what was there before stays, and so
     does a run that was there. A start that somebody stopped keeps its prepared images."""
-    before = set(path.iterdir()) if path.is_dir() else set()
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    before = {entry.name for entry in path.iterdir()}
     try:
         yield
-    except BaseException as error:
-        if path.is_dir() and isinstance(error, Exception) and path / "config.toml" not in before:
-            for entry in set(path.iterdir()) - before:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        for folder in made:
-            with suppress(OSError):  # it holds something
-                folder.rmdir()
+    except Exception:
+        if "config.toml" not in before:
+            for name in {*UNFINISHED, "config.toml"} - before:
+                entry = path / name
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink(missing_ok=True)
         raise
 
 

@@ -16,11 +16,14 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(
             missing_ok=True
         )  # of a killed process; were it a link, its target must not be written to
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # as of any new file; some libraries make theirs private
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -32,8 +35,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def _sync_folder(folder: Path) -> None:
-    """The new name reaches the disk as well, where the file system can do this."""
+def sync_folder(folder: Path) -> None:
+    """New names in a folder reach the disk as well, where the file system can do this."""
     try:
         number = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,10 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scorebayes.errors import ConfigError
-from scorebayes.storage.atomic import replacing, write_atomically
+from scorebayes.storage import sealed
+from scorebayes.storage.atomic import replacing
 from scorebayes.storage.digest import sha256_of
 
 KEPT_STATES = 2
+_NAME = re.compile(r"(?P<prefix>step|state)-\d{7,}\.safetensors")
 
 
 class Checkpoints:
@@ -33,14 +36,8 @@ class Checkpoints:
         self._manifest = folder / "manifest.json"
 
     def entries(self, prefix: str) -> list[dict[str, Any]]:
-        """Manifest entries of files named ``prefix``-..., by step."""
-        if not self._manifest.exists():
-            return []
-        return [
-            entry
-            for entry in json.loads(self._manifest.read_text())
-            if entry["file"].startswith(prefix + "-")
-        ]
+        """Manifest entries of files named ``prefix``-..., by step. DataError if the manifest is damaged."""
+        return [entry for entry in self._entries() if entry["file"].startswith(prefix + "-")]
 
     def save(self, prefix: str, step: int, tensors: dict[str, Tensor], **meta: Any) -> None:
         """Write ``prefix``-``step``.safetensors, then enter it into the manifest.
@@ -50,7 +47,7 @@ class Checkpoints:
         path = self.folder / f"{prefix}-{step:07d}.safetensors"
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            sealed.make_folder(self.folder)
             with replacing(path) as partial:
                 save_file(content, partial)
             entry = {"file": path.name, "sha256": sha256_of(path), "step": step, **meta}
@@ -69,10 +66,34 @@ class Checkpoints:
         for name in dropped:
             (self.folder / name).unlink(missing_ok=True)
 
+    def accept(self) -> None:
+        """Take changed files as they are."""
+        now = {
+            name: sha256_of(self.folder / name)
+            for name, what in self.differences().items()
+            if what == "changed"
+        }
+        self._rewrite(lambda entries: [{**e, "sha256": now.get(e["file"], e["sha256"])} for e in entries])
+
+    def differences(self) -> dict[str, str]:
+        """Files that are not as they were written: "changed" or "missing"."""
+        found = {}
+        for entry in self._entries():
+            path = self.folder / entry["file"]
+            if path.is_symlink():
+                found[entry["file"]] = "a link"
+            elif not path.is_file():
+                if entry["file"].startswith("step"):  # recalibrated runs do not take the states with them
+                    found[entry["file"]] = "missing"
+            elif sha256_of(path) != entry["sha256"]:
+                found[entry["file"]] = "changed"
+        return found
+
     def load(self, entry: dict[str, Any]) -> dict[str, Tensor]:
         """The tensors of an entry. ConfigError if the file is missing, was changed, or is damaged."""
         path = self.folder / entry["file"]
-        if not path.exists():
+        sealed.require_inside(path)
+        if not path.is_file():
             raise ConfigError(f"{path}: the checkpoint is missing.", "Restore it, or train again.")
         if sha256_of(path) != entry["sha256"]:
             raise ConfigError(
@@ -107,9 +128,28 @@ class Checkpoints:
             )
         return min(entries, key=lambda entry: (entry["val_log_loss"], -entry["step"]))
 
+    def _entries(self) -> list[dict[str, Any]]:
+        """Checked: a name that leads elsewhere must not be read, and even less be removed."""
+        if not self._manifest.exists():
+            return []
+        entries = sealed.read_json(self._manifest)
+        try:
+            for entry in entries:
+                prefix = _NAME.fullmatch(entry["file"])["prefix"]  # type: ignore[index]
+                numbers = entry["step"], entry["val_log_loss" if prefix == "step" else "seconds"]
+                if not (
+                    all(isinstance(of, (int, float)) for of in numbers)
+                    and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
+                ):
+                    raise ValueError(f"the entry of {entry['file']}")
+        except (LookupError, TypeError, ValueError) as error:
+            raise sealed.damaged(self._manifest, error) from error
+        return entries
+
     def _rewrite(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
-        entries = json.loads(self._manifest.read_text()) if self._manifest.exists() else []
-        write_atomically(self._manifest, json.dumps(change(entries), indent=1))
+        before = self._entries()
+        if (entries := change(before)) != before or not self._manifest.exists():
+            sealed.write(self._manifest, json.dumps(entries, indent=1))
 
 
 def pack(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

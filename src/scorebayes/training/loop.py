@@ -18,6 +18,7 @@ from scorebayes.diffusion.nets.dropout import draw_from
 from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
 from scorebayes.errors import ConfigError, Stopped
 from scorebayes.progress import progress_bar
+from scorebayes.storage import sealed
 from scorebayes.training.augment import augment
 from scorebayes.training.batches import draw_log_snr, draw_rows, step_seed
 from scorebayes.training.plan import Plan, require_classes
@@ -74,6 +75,8 @@ def fit(plan: Plan) -> None:
             raise Stopped(getattr(stop, "number", signal.SIGINT), where) from None
     if not settings.label_free:
         choose_finally(plan, state)
+    if plan.log.exists():
+        sealed.write(plan.log, plan.log.read_bytes())
 
 
 def _step(plan: Plan, state: State) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import ConfigError, NumericalError
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import KEPT_STATES, pack, unpack
-from scorebayes.storage.log import read_log
+from scorebayes.storage.log import append_to_log, read_log, write_log_anew
 from scorebayes.training.batches import step_seed
 from scorebayes.training.plan import Plan
 from scorebayes.training.random import lent_random_numbers
@@ -120,14 +119,14 @@ def roll_back(plan: Plan, state: State) -> State:
 
 def _cut_log(path: Path, step: int) -> None:
     if path.exists():
+        sealed.remove_from_seal(path)  # until the training is done
         kept = [entry for entry in read_log(path) if entry.get("step", 0) <= step]
-        write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        write_log_anew(path, kept)
 
 
 def write_log(path: Path, **fields: Any) -> None:
     """Append to the log. A failed write only warns and does not stop the training."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
+        append_to_log(path, fields)
     except OSError as error:
         warnings.warn(f"the training log cannot be written ({error}); training continues.", stacklevel=2)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scorebayes.diffusion.nets.dropout import Dropout
+from scorebayes.errors import ConfigError
 
+MOST_RESOLUTIONS = 12  # each halves the image
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -118,6 +120,14 @@ class UNet(nn.Module):
         label_in: Literal["all", "decoder"] = "all",
     ) -> None:
         super().__init__()
+        if not 1 <= len(channels) <= MOST_RESOLUTIONS:
+            raise ConfigError(f"[net] channels: {len(channels)} widths, expected 1 to {MOST_RESOLUTIONS}.")
+        for width in channels[max(0, len(channels) - attention) :]:
+            if width % heads:
+                raise ConfigError(
+                    f"[net] heads = {heads}: {width} channels cannot be divided among them.",
+                    "Choose a number that divides the channels of all resolutions with attention.",
+                )
         embed = 4 * channels[0]
         folded = image_channels * patch**2
         self.n_classes = n_classes

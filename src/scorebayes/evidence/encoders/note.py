@@ -1,4 +1,4 @@
-"""The note beside what was learned of an encoder's features: of which weights, by which options, and how long it took."""
+"""The note beside what was learned of an encoder's features: of which weights, by which options, under which licence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from scorebayes.errors import ConfigError
 from scorebayes.evidence.encoders.base import Encoder
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 
 
 class Note:
@@ -31,19 +31,23 @@ class Note:
             "pretrained_on": self.encoder.pretrained_on,
             **facts,
         }
-        write_atomically(self.path, json.dumps(about, indent=1) + "\n")
+        sealed.write(self.path, json.dumps(about, indent=1) + "\n")
 
     def read(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text(encoding="utf-8"))
+        return sealed.read_json(self.path)
 
     def vouches(self) -> bool:
         """Whether something was learned. ConfigError where that was with other options than the configuration has."""
         if not self.path.exists():
             return False
+        try:
+            before = dict(self.read()["learned_by"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise sealed.damaged(self.path, error) from error
         changed = [
-            f"{key}: {of} -> {self.learned_by[key]}"
-            for key, of in self.read()["learned_by"].items()
-            if of != self.learned_by[key]
+            f"{key}: {of} -> {self.learned_by.get(key)}"
+            for key, of in before.items()
+            if of != self.learned_by.get(key)
             and key != "encoder"  # which is known by its weights, wherever they lie
         ]
         if changed:
