@@ -52,7 +52,7 @@ def strange(place):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_no_name_steers_the_terminal_and_the_table_is_exact(call, strange, monkeypatch, terminal):
+def test_no_name_steers_the_terminal_and_the_table_is_exact(call, place, strange, monkeypatch, terminal):
     if terminal:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         monkeypatch.setattr("scorebayes.progress.Console", lambda **_: progress_console())
@@ -68,7 +68,7 @@ def test_no_name_steers_the_terminal_and_the_table_is_exact(call, strange, monke
         if form == ["--json"]:
             assert [of["file"] for of in json.loads(out)["answers"]] == [str(path) for path in strange]
         assert not steers(out) and not steers(done.err)
-    with open("names.csv", newline="") as file:  # noqa: PTH123
+    with (place / "names.csv").open(newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == [str(path) for path in strange]
 
 
