@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -77,6 +78,4 @@ def _places(path: Path) -> list[int]:
     """Operations to kill at, spread evenly over about 220 of them, at random within each part."""
     parts = np.linspace(0, 220, KILLS + 1)
     random = np.random.default_rng(0)
-    return [
-        int(random.integers(int(a), max(int(a) + 1, int(b)))) for a, b in zip(parts, parts[1:], strict=False)
-    ]
+    return [int(random.integers(int(a), max(int(a) + 1, int(b)))) for a, b in itertools.pairwise(parts)]
