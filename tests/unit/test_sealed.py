@@ -49,7 +49,8 @@ def test_what_the_seal_does_not_list_is_not_read(run: Path) -> None:
 
 
 def test_without_a_seal_files_are_read_as_they_are_until_they_get_one(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("seed = 1")
+    for name in sealed.MARKS:
+        (tmp_path / name).write_text("")
     sealed.write(tmp_path / "a.json", "1")
     assert not sealed.is_sealed(tmp_path) and sealed.read(tmp_path / "a.json") == b"1"
     sealed.accept(tmp_path)

@@ -118,16 +118,17 @@ class Run:
         """What ``evidence`` depends on besides the images: the fingerprints of the sources in use, and that of the
         settings that all of them see."""
         found = {name: source.fingerprint(likelihood) for name, source in self.asked(likelihood).items()}
+        return found | {SETTINGS: self.settings}
+
+    @property
+    def settings(self) -> str:
+        """A digest of what all sources see: preparation, network, precision, seed, classes and scaling."""
         config = self.config
-        settings = [
-            config.prepare.fingerprint,
-            config.sections["net"],
-            config.train.precision,
-            self.seed,
-            self.classes,
+        content = [
+            config.prepare.fingerprint, config.sections["net"], config.train.precision, self.seed, self.classes,
             *map(repr, self.scaling),
-        ]
-        return found | {SETTINGS: hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def asked(self, likelihood: Likelihood) -> dict[str, Evidence]:
         """The sources that an estimator uses."""
