@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from scorebayes.cli.main import app
-from scorebayes.data.base import SourceInfo
 from scorebayes.decision.decision import Decision
 from scorebayes.errors import ConfigError, DataError, ScoreBayesError
 from scorebayes.report.places import without_places
 from scorebayes.runs.config import resolve
-from scorebayes.runs.facts import Facts, read_facts
+from scorebayes.runs.facts import read_facts
 from scorebayes.runs.inputs import start_run
-from scorebayes.runs.run import Run
 from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
 
