@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ from scorebayes.runs.facts import FORMAT, Facts, read_facts, to_dict
 from scorebayes.runs.reader import Reader
 from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.storage.frames import read_frame
 from scorebayes.storage.lock import locked
 from scorebayes.storage.spreadsheet import csv_text
 from scorebayes.training.settings import TrainConfig
@@ -305,12 +305,9 @@ class Run:
     def split(self) -> pd.DataFrame:
         """image_id, patient_id, label, split, ... of every image."""
         path = self.path / "split.parquet"
-        content = sealed.read(path)
-        try:
-            table = pd.read_parquet(io.BytesIO(content))
-            table[[*SPLIT]]
-        except (LookupError, OSError, ValueError, TypeError) as error:  # those of pyarrow are among them
-            raise sealed.damaged(path, error) from error
+        table = read_frame(path)
+        if missing := {*SPLIT} - {*table}:
+            raise sealed.damaged(path, f"no column {min(missing)!r}")
         return table
 
     def quarantine(self, rejected: Sequence[Rejected], name: str = "quarantine.csv") -> None:

@@ -79,7 +79,8 @@ def read_json(path: Path) -> Any:
 
 def damaged(path: Path, error: object) -> DataError:
     """What to say of a file that cannot be understood."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    named = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    words = " ".join(named.split())[:200]
     return DataError(f"{path}: damaged ({words}).", "Restore it from a backup, or make it again.")
 
 
