@@ -52,6 +52,7 @@ NO_TORCH = {
     "storage/arrays.py",
     "storage/atomic.py",
     "storage/digest.py",
+    "storage/frames.py",
     "storage/json_text.py",
     "storage/lock.py",
     "storage/log.py",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixtures.kills import killed_at
 
 from scorebayes.errors import ConfigError, DataError
 from scorebayes.storage import atomic, sealed
@@ -48,7 +49,8 @@ def test_what_the_seal_does_not_list_is_not_read(run: Path) -> None:
 
 
 def test_without_a_seal_files_are_read_as_they_are_until_they_get_one(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("seed = 1")
+    for name in sealed.MARKS:
+        (tmp_path / name).write_text("")
     sealed.write(tmp_path / "a.json", "1")
     assert not sealed.is_sealed(tmp_path) and sealed.read(tmp_path / "a.json") == b"1"
     sealed.accept(tmp_path)
@@ -80,39 +82,16 @@ def test_killed_at_any_operation_a_file_is_whole_and_known(run: Path, replace: b
     before, after = (b'{"mean": 1}' if replace else None), b'{"mean": 3}'
     seen = set()
     for k in range(40):
-        if not (child := os.fork()):
-            _killed_at(k)
-            sealed.write(path, after)
-            os._exit(0)
-        done = os.waitpid(child, 0)[1] == 0
+        killed = killed_at(k, lambda: sealed.write(path, after))
         found = sealed.read(path) if path.exists() else None
         assert found in (before, after)
         seen.add(found)
         assert not sealed.differences(run) or sealed.differences(run) == {"new.json": "missing"}
-        if done:
+        if not killed:
             break
         if path.exists():
             sealed.write(path, before) if replace else sealed.remove(path)
-    assert done and k > 4 and seen == {before, after}
-
-
-def _killed_at(k: int) -> None:
-    """End this process at the k-th operation from now on."""
-    left = [k]
-
-    def counted(function: Callable) -> Callable:
-        def operation(*args, **kwargs):  # type: ignore[no-untyped-def]
-            if not left[0]:
-                os._exit(9)
-            left[0] -= 1
-            return function(*args, **kwargs)
-
-        return operation
-
-    for of, name in (
-        (os, "fsync"), (Path, "replace"), (Path, "write_bytes"), (Path, "unlink"), (Path, "touch"), (Path, "chmod"),
-    ):  # fmt: skip
-        setattr(of, name, counted(getattr(of, name)))
+    assert not killed and k > 4 and seen == {before, after}
 
 
 def test_a_reader_beside_a_writer_sees_one_of_the_two(run: Path) -> None:

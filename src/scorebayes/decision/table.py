@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from scorebayes.errors import ConfigError, DataError, NumericalError
 from scorebayes.storage import sealed
+from scorebayes.storage.frames import read_frame
 
 OK = "ok"
 
@@ -252,10 +253,10 @@ class EvidenceTable:
             raise DataError(f"{folder}: no evidence table there.", "Run 'scorebayes score' first.")
         tables = []
         for part in parts:
-            content = sealed.read(part)
+            frame = read_frame(part)
             try:
-                tables.append(_from_frame(pq.read_table(pa.BufferReader(content)).to_pandas()))
-            except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+                tables.append(_from_frame(frame))
+            except (LookupError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{part}: damaged ({error}).", "Delete it and run 'scorebayes score' again."
                 ) from error

@@ -20,6 +20,7 @@ from scorebayes.plots.svg import short
 from scorebayes.storage import sealed
 from scorebayes.storage.arrays import read_arrays
 from scorebayes.storage.digest import sha256_of
+from scorebayes.storage.frames import read_frame
 from scorebayes.storage.log import read_log
 from scorebayes.storage.spreadsheet import plain
 
@@ -140,7 +141,7 @@ class Run:
     @cached_property
     def split_table(self) -> pd.DataFrame | None:
         path = self.folder / "split.parquet"
-        return _parquet([path]) if path.is_file() else None
+        return read_frame(path) if path.is_file() else None
 
     @cached_property
     def pretrained(self) -> str:
@@ -314,14 +315,3 @@ def _csv(path: Path, needed: Sequence[str]) -> pd.DataFrame | None:
     if missing:
         raise DataError(f"{path}: no column {missing[0]!r}.", "Run the command that wrote it again.")
     return table.map(plain).rename(columns=plain)
-
-
-def _parquet(paths: Sequence[Path]) -> pd.DataFrame:
-    tables = []
-    for path in paths:
-        content = sealed.read(path)
-        try:
-            tables.append(pd.read_parquet(io.BytesIO(content)))
-        except (ValueError, OSError, LookupError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error}).", "Run the command that wrote it again.") from error
-    return pd.concat(tables, ignore_index=True)

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ from scorebayes.runs.facts import FORMAT, Facts, read_facts, to_dict
 from scorebayes.runs.reader import Reader
 from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.storage.frames import read_frame
 from scorebayes.storage.lock import locked
 from scorebayes.storage.spreadsheet import csv_text
 from scorebayes.training.settings import TrainConfig
@@ -118,16 +118,17 @@ class Run:
         """What ``evidence`` depends on besides the images: the fingerprints of the sources in use, and that of the
         settings that all of them see."""
         found = {name: source.fingerprint(likelihood) for name, source in self.asked(likelihood).items()}
+        return found | {SETTINGS: self.settings}
+
+    @property
+    def settings(self) -> str:
+        """A digest of what all sources see: preparation, network, precision, seed, classes and scaling."""
         config = self.config
-        settings = [
-            config.prepare.fingerprint,
-            config.sections["net"],
-            config.train.precision,
-            self.seed,
-            self.classes,
+        content = [
+            config.prepare.fingerprint, config.sections["net"], config.train.precision, self.seed, self.classes,
             *map(repr, self.scaling),
-        ]
-        return found | {SETTINGS: hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def asked(self, likelihood: Likelihood) -> dict[str, Evidence]:
         """The sources that an estimator uses."""
@@ -304,12 +305,9 @@ class Run:
     def split(self) -> pd.DataFrame:
         """image_id, patient_id, label, split, ... of every image."""
         path = self.path / "split.parquet"
-        content = sealed.read(path)
-        try:
-            table = pd.read_parquet(io.BytesIO(content))
-            table[[*SPLIT]]
-        except (LookupError, OSError, ValueError, TypeError) as error:  # those of pyarrow are among them
-            raise sealed.damaged(path, error) from error
+        table = read_frame(path)
+        if missing := {*SPLIT} - {*table}:
+            raise sealed.damaged(path, f"no column {min(missing)!r}")
         return table
 
     def quarantine(self, rejected: Sequence[Rejected], name: str = "quarantine.csv") -> None:

@@ -62,5 +62,5 @@ def _checkpoints(run: Path) -> Iterator[Checkpoints]:
 
 
 def _require_run(run: Path) -> None:
-    if not (run / sealed.SEAL).is_file() and not (run / sealed.MARK).is_file():
+    if not sealed.is_run(run):
         raise ConfigError(f"{run}: not a run directory.", "Give the folder that 'scorebayes train' wrote.")

@@ -71,16 +71,17 @@ def recalibrate(run: Run, data: str, out: Path, log_prior: NDArray | None = None
     if os.path.lexists(out):
         raise ConfigError(f"{out}: the directory already exists.", "Choose a new directory.")
     sealed.require_free(out)
-    begun = _folder_beside(out)
+    beside = _folder_beside(out)
+    begun = beside / out.name
     try:
+        begun.mkdir()
         _copy(run, begun)
         found = _recalibrate(run, open_run(begun, str(run.device)), data, log_prior)
         (begun / LOCK).unlink(missing_ok=True)
         begun.rename(out)
         sync_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(begun)
-        raise
+    finally:
+        shutil.rmtree(beside)
     return replace(found, run=open_run(out, str(run.device)))
 
 
@@ -89,13 +90,11 @@ def _folder_beside(out: Path) -> Path:
     none."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        begun = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
-        begun.chmod(out.parent.stat().st_mode & 0o777)  # not private, as those of mkdtemp are
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise ConfigError(
             f"{out}: the new run cannot be written ({error.strerror}).", "Choose another directory."
         ) from error
-    return begun
 
 
 def _copy(run: Run, to: Path) -> None:
@@ -105,6 +104,8 @@ def _copy(run: Run, to: Path) -> None:
         if any(fnmatch(part, pattern) for part in Path(name).parts for pattern in LEFT_OUT):
             continue
         source, copy = run.path / name, to / name
+        if sealed.belongs(name) and sealed.is_sealed(run.path) and not sealed.is_listed(source):
+            continue  # an output that somebody put there
         copy.parent.mkdir(parents=True, exist_ok=True)
         if sealed.belongs(name):
             sealed.write(copy, sealed.read(source))

@@ -16,6 +16,7 @@ from scorebayes.errors import ConfigError, command
 from scorebayes.evidence.base import TrainingImages
 from scorebayes.metrics import classification_metrics
 from scorebayes.runs.config import resolve
+from scorebayes.runs.facts import FORMAT
 from scorebayes.runs.inputs import UNFINISHED, data_options, make_directory, start_run, unlabelled_of_start
 from scorebayes.runs.run import Run, open_run, reconfigured
 from scorebayes.stages.calibrate import calibrate
@@ -76,7 +77,7 @@ def resume(path: Path, device: torch.device, given: Mapping[str, Mapping[str, An
     if wanted.sections["likelihood"] != mine and "first" in mine:
         wanted = wanted.changed("likelihood", first=[])  # chosen for the estimator as it was
     with run.locked():
-        if wanted != run.config:
+        if wanted != run.config or run.format < FORMAT:
             run = reconfigured(run, wanted)
         return _finished(run, _images_of(run))
 

@@ -26,7 +26,7 @@ from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.storage import atomic
 from scorebayes.storage.lock import locked, require_same
 
-SEAL, MARK = "sealed.json", "config.toml"
+SEAL, MARKS = "sealed.json", ("config.toml", "source.json")
 PATIENCE = 30.0  # seconds that a write waits for another process
 TRIES = 4  # another process may be replacing the file that is read
 READ = (".toml", ".json", ".csv", ".parquet", ".npz", ".safetensors")
@@ -43,7 +43,7 @@ OPEN = (
 )
 """Files that are sealed by their endings, but for those that no answer depends on or that are checked in another way."""
 RESERVED = (
-    SEAL, MARK, "lock*", "timings.json", "source.json", "environment.json", "audit.json", "split.parquet", "*.jsonl",
+    SEAL, *MARKS, "lock*", "timings.json", "environment.json", "audit.json", "split.parquet", "*.jsonl",
     "quarantine.csv", "calibration*", "metrics-*", "predictions-*", "evidence*", "loglik-*", "report.*", "model-card.md",
     "thumbnails.npz", "samples.*", "*.safetensors", "cache*", "checkpoints*", "features*", "pooled*", "baselines*",
 )  # fmt: skip
@@ -79,7 +79,8 @@ def read_json(path: Path) -> Any:
 
 def damaged(path: Path, error: object) -> DataError:
     """What to say of a file that cannot be understood."""
-    words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    named = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    words = " ".join(named.split())[:200]
     return DataError(f"{path}: damaged ({words}).", "Restore it from a backup, or make it again.")
 
 
@@ -119,7 +120,7 @@ def require_free(path: Path) -> None:
     """ConfigError for an output that would lie in the place of a file of a run."""
     whole = Path(os.path.realpath(path))
     root = whole if is_run(whole) else root_of(whole)
-    if root is None or not is_run(root):
+    if root is None:
         return
     name = whole.relative_to(root).as_posix()
     if name == "." or name in (_digests(root) or {}) or any(fnmatch(name, own) for own in RESERVED):
@@ -127,7 +128,8 @@ def require_free(path: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    return is_sealed(folder) or ((folder / MARK).is_file() and (folder / "source.json").is_file())
+    """Whether a folder is a run directory, also of an older format."""
+    return is_sealed(folder) or all(os.path.lexists(folder / mark) for mark in MARKS)
 
 
 def make_folder(path: Path) -> None:
@@ -173,10 +175,7 @@ def begin(folder: Path) -> None:
 
 def root_of(path: Path) -> Path | None:
     """The run directory that a file belongs to; None outside of runs."""
-    for folder in path.parents:
-        if os.path.lexists(folder / SEAL) or os.path.lexists(folder / MARK):
-            return folder
-    return None
+    return next(filter(is_run, path.parents), None)
 
 
 def is_listed(path: Path) -> bool:
