@@ -40,6 +40,7 @@ from scorebayes.evidence.learned_score import (
 )
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.training.augment import CODE_LENGTH
+from scorebayes.training.class_score import ClassScore
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
@@ -132,7 +133,7 @@ class Features(Evidence):
             self.estimator, home.device, MapExamples(train, maps, train_maps, self.shift),
             MapExamples(val, maps, val_maps, self.shift),
         )  # fmt: skip
-        fit(plan)
+        fit(plan, ClassScore(plan))
         self.note.write(kept_variance=float(maps.basis["kept_variance"]), seconds=time.perf_counter() - start)
         return {}
 
