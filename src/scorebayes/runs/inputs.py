@@ -88,7 +88,7 @@ def start_run(
     An interrupted start resumes where it left off: prepared images are in the directory's cache. Raises ConfigError
     if the directory holds something else or cannot be written, DataError if the data cannot be used.
     """
-    _require_writable(path)
+    require_writable(path)
     options = data_options(layers)
     source = open_source(data, **options)
     records = source.records()
@@ -124,7 +124,7 @@ def start_run(
             f"{source.info.title}: no usable image in the training split.",
             f"See the reasons: `{command('data', 'check', data)}`.",
         )
-    mean, std = _statistics(train)
+    mean, std = grey_statistics(train)
     if config.train.init:  # what the weights that training starts from expect
         start = open_run(config.train.init, "cpu")
         mean, std = start.facts.mean, start.facts.std
@@ -219,7 +219,7 @@ def _of_split(images: ImageSet, splits: Mapping[str, str], name: str) -> ImageSe
     return images.subset([row for row, r in enumerate(images.records) if splits[r.image_id] == name])
 
 
-def _statistics(images: ImageSet) -> tuple[float, float]:
+def grey_statistics(images: ImageSet) -> tuple[float, float]:
     """Mean and standard deviation of the dequantised grey values, as shares of the full scale."""
     # From the histogram: exact, and without a copy of the images in float64.
     counts = np.zeros(2**images.bits, dtype=np.int64)
@@ -230,7 +230,7 @@ def _statistics(images: ImageSet) -> tuple[float, float]:
     return mean, float(np.sqrt(counts @ np.square(shares - mean) / counts.sum()))
 
 
-def _require_writable(path: Path) -> None:
+def require_writable(path: Path) -> None:
     """Make the run directory. ConfigError if it cannot be written, or already holds a run or other files."""
     try:
         path.mkdir(parents=True, exist_ok=True)
