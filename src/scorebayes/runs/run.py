@@ -358,7 +358,13 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
         raise ConfigError(
             f"{path}: this run was written by a newer version of scorebayes.", "Install that version."
         )
-    config = resolve(older.configuration(read_toml(path / "config.toml"), written), preset=None)
+    given = read_toml(path / "config.toml")
+    if given.get("task", "classify") != "classify":
+        raise ConfigError(
+            f"{path}: the task of this run is {given['task']!r}, and this is for classifiers.",
+            "For masks there are train, score, evaluate, predict and report.",
+        )
+    config = resolve(older.configuration(given, written), preset=None)
     if stored.pop("pipeline", config.prepare.fingerprint) != config.prepare.fingerprint:
         raise ConfigError(
             f"{path}: this version of scorebayes, with this [prepare] section, would prepare images differently from "

@@ -22,6 +22,7 @@ LEAST_SHARE = 0.02  # a sampled share is known to no better than this
 PIXELS = 400_000  # at most, for the fit
 THRESHOLDS = np.round(np.arange(0.1, 0.91, 0.02), 2)
 LARGEST_WEIGHT = 10.0
+RELATIVE = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ class MaskDecision:
     """log-odds of a pixel = samples * logit(share) + guess * logit of the guess + bias.
 
     ``samples`` and ``guess`` are the weights of the two sources, each a pixel-wise inverse temperature. threshold: of the
-    probability, above which a pixel belongs to the mask. widening: the area's interval is its mean plus or minus so many
-    standard deviations. coverage: share of areas that it aims at.
+    probability, above which a pixel belongs to the mask. relative, widening: the area's interval is its mean plus or minus
+    ``widening`` standard deviations, whose square is the variance of what was drawn plus that of an error of this share of
+    the mean. coverage: share of areas that the interval aims at.
     """
 
     samples: float
     guess: float
     bias: float
     threshold: float
+    relative: float
     widening: float
     coverage: float = LEVEL
 
@@ -46,9 +49,8 @@ class MaskDecision:
 
     def area(self, drawn: Drawn, prob: NDArray, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Mean area and its interval, [N, 3], in pixels of the prepared image. inside [N, S, S]: where the image is."""
-        mean, std = area_moments(drawn, prob, inside)
-        low, high = mean - self.widening * std, mean + self.widening * std
-        return np.stack([mean, np.maximum(low, 0), np.minimum(high, inside.sum((1, 2)))], axis=1)
+        mean, variance = area_moments(drawn, prob, inside)
+        return _interval(mean, variance, inside, self.relative, self.widening)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,13 +63,21 @@ class MaskDecision:
 def area_moments(
     drawn: Drawn, prob: NDArray, inside: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean [N] and standard deviation [N] of the area before calibration: the variance over the samples, where there are
-    any, plus that of pixels that are inside independently."""
+    """Mean [N] and variance [N] of the area before calibration: the variance over the samples, where there are any, plus
+    that of pixels that are inside independently."""
     prob = prob * inside
     variance = (prob * (1 - prob)).sum((1, 2)) + 1
     if drawn.sampled:
         variance = variance + drawn.areas.var(axis=1, ddof=1)
-    return prob.sum((1, 2)), np.sqrt(variance)
+    return prob.sum((1, 2)), variance
+
+
+def _interval(
+    mean: NDArray, variance: NDArray, inside: NDArray[np.bool_], relative: float, widening: float
+) -> NDArray[np.float64]:
+    """Mean, lower and upper end [N, 3]; an area is neither negative nor larger than the image."""
+    reach = widening * np.sqrt(variance + np.square(relative * mean))
+    return np.stack([mean, np.maximum(mean - reach, 0), np.minimum(mean + reach, inside.sum((1, 2)))], axis=1)
 
 
 def fit_decision(
@@ -75,12 +85,23 @@ def fit_decision(
 ) -> MaskDecision:
     """From validation images and their masks [N, S, S]."""
     samples, guess, bias = _fit_weights(drawn, masks, inside, seed)
-    decision = MaskDecision(samples, guess, bias, 0.5, 1.0)
+    decision = MaskDecision(samples, guess, bias, 0.5, 0.0, 1.0)
     prob = decision.prob(drawn)
     threshold = _best_threshold(prob * inside, masks)
-    mean, std = area_moments(drawn, prob, inside)
-    widening = _quantile(np.abs(masks.sum((1, 2)) - mean) / std)
-    return MaskDecision(samples, guess, bias, threshold, widening)
+    relative, widening = _fit_interval(*area_moments(drawn, prob, inside), masks.sum((1, 2)), inside)
+    return MaskDecision(samples, guess, bias, threshold, relative, widening)
+
+
+def _fit_interval(
+    mean: NDArray, variance: NDArray, truth: NDArray, inside: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """The relative error with which the intervals are shortest on the average, and the widening that it needs."""
+    found = {}
+    for relative in RELATIVE:
+        widening = _quantile(np.abs(truth - mean) / np.sqrt(variance + np.square(relative * mean)))
+        _, low, high = _interval(mean, variance, inside, relative, widening).T
+        found[float((high - low).mean())] = (relative, widening)
+    return found[min(found)]
 
 
 def _features(drawn: Drawn, rows: Any) -> NDArray[np.float64]:

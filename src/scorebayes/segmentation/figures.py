@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,14 @@ def each_image(
 ) -> dict[str, NDArray]:
     """Figures of every image [N]; NaN where one is not defined. masks, inside [N, S, S]."""
     prob = decision.prob(drawn) * inside
-    found: NDArray[np.bool_] = np.asarray(prob > decision.threshold)
+    found: NDArray[np.bool_] = np.greater(prob, decision.threshold)
     dice, areas = dice_of(found, masks), decision.area(drawn, prob, inside)
     truth = masks.sum((1, 2)).astype(np.float64)
     there, both = masks.any((1, 2)), masks.any((1, 2)) & found.any((1, 2))
     hd95, asd = np.full(len(truth), np.nan), np.full(len(truth), np.nan)
     if both.any():
         one, other = (torch.from_numpy(of[both])[:, None].float() for of in (found, masks))
-        hd95[both] = compute_hausdorff_distance(one, other, include_background=True, percentile=95)[:, 0]
-        asd[both] = compute_average_surface_distance(one, other, include_background=True, symmetric=True)[
-            :, 0
-        ]
+        hd95[both], asd[both] = _boundary_distances(one, other)
     figures = {
         "dice": np.where(there, dice, np.nan),
         "iou": np.where(there, dice / (2 - dice), np.nan),
@@ -55,6 +53,15 @@ def each_image(
     return figures
 
 
+def _boundary_distances(one: torch.Tensor, other: torch.Tensor) -> tuple[NDArray, NDArray]:
+    """95th percentile of the Hausdorff distance and mean symmetric surface distance, [N] each, by MONAI."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its own arguments
+        hd95 = compute_hausdorff_distance(one, other, include_background=True, percentile=95)
+        asd = compute_average_surface_distance(one, other, include_background=True, symmetric=True)
+    return hd95[:, 0].numpy(), asd[:, 0].numpy()
+
+
 def summary(
     drawn: Drawn, decision: MaskDecision, masks: NDArray[np.bool_], inside: NDArray[np.bool_], seed: int = 0
 ) -> dict[str, Any]:
@@ -68,11 +75,11 @@ def summary(
         found[f"{name}_ci95"] = bootstrap(known, seed)
     prob = decision.prob(drawn)
     empty = ~masks.any((1, 2))
-    nothing = ~((prob * inside) > decision.threshold).any((1, 2))
+    found_any: NDArray[np.bool_] = np.greater(prob * inside, decision.threshold).any((1, 2))
     width = figures["area_high"] - figures["area_low"]
     return found | {
-        "missed": int((nothing & ~empty).sum()),
-        "empty_found_empty": float(nothing[empty].mean()) if empty.any() else None,
+        "missed": int((~found_any & ~empty).sum()),
+        "empty_found_empty": float(1 - found_any[empty].mean()) if empty.any() else None,
         "pixel_ece": pixel_ece(prob[inside], masks[inside]),
         "pixel_log_loss": _log_loss(prob[inside], masks[inside]),
         "coverage": float(figures["covered"].mean()),

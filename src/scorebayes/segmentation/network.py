@@ -52,10 +52,15 @@ class MaskNet(nn.Module):
         )
 
     def read(self, image: Tensor) -> Tensor:
-        """Standardised images [B, C, H, W] -> their conditions [B, 2 + C + F, H, W]: logits, guess, image, features."""
+        """Standardised images [B, C, H, W] -> their conditions [B, 2 + C + F, H, W]: logits, guess, image, features.
+
+        -tanh(logit / 2) is P(outside) - P(inside), the mean of a distance that is cut at -1 and 1 but for what lies between;
+        the guess is a correction of it.
+        """
         zero = torch.zeros(len(image), device=image.device)
         out = self.reader(image, zero, zero.long())
-        return torch.cat([out[:, :2], image, out[:, 2:]], dim=1)
+        guess = out[:, 1:2] - torch.tanh(out[:, LOGIT] / 2)
+        return torch.cat([out[:, LOGIT], guess, image, out[:, 2:]], dim=1)
 
     def forward(self, z: Tensor, level: Tensor, condition: Tensor, augment: Tensor | None = None) -> Tensor:
         """z [B, 1, H, W], level [B] = log-SNR / 4, condition [B, 2 + C + F, H, W] -> [B, 1, H, W].
