@@ -60,7 +60,7 @@ def guess_only(network: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, NDAr
         "guess": _unflipped(logits.cpu()).mean(0)[0].numpy(),
         "share": none,
         "std": none,
-        "areas": none[0],
+        "areas": np.zeros(0, np.float32),
     }
 
 

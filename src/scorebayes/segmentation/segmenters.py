@@ -35,7 +35,23 @@ def _unet(channels: int) -> nn.Module:
 def _dynunet(channels: int) -> nn.Module:
     from monai.networks.nets import DynUNet
 
-    return DynUNet(2, channels, 1, [3, 3, 3, 3], [1, 2, 2, 2], [2, 2, 2], filters=[16, 32, 64, 128])
+    net = DynUNet(2, channels, 1, [3, 3, 3, 3], [1, 2, 2, 2], [2, 2, 2], filters=[16, 32, 64, 128])
+    # It holds every layer under two names, and checkpoints hold every weight once.
+    net.register_state_dict_post_hook(_without_second_names)
+    net.register_load_state_dict_post_hook(_second_names_are_not_missing)
+    return net
+
+
+_SECOND = "skip_layers."
+
+
+def _without_second_names(_net: nn.Module, state: dict[str, Any], _prefix: str, _meta: Any) -> None:
+    for name in [name for name in state if _SECOND in name]:
+        del state[name]
+
+
+def _second_names_are_not_missing(_net: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [name for name in keys.missing_keys if _SECOND not in name]
 
 
 def _segresnet(channels: int) -> nn.Module:

@@ -11,13 +11,14 @@ import signal
 import time
 
 import torch
+from torch import nn
 
 from scorebayes.diffusion.memory import NoMemory, with_less_memory
 from scorebayes.diffusion.nets.dropout import draw_from
 from scorebayes.errors import ConfigError, Stopped
 from scorebayes.progress import progress_bar
 from scorebayes.training.batches import step_seed
-from scorebayes.training.plan import Goal, Training
+from scorebayes.training.plan import Goal, LossOfRows, Training
 from scorebayes.training.schedule import rate_share
 from scorebayes.training.settings import TrainConfig
 from scorebayes.training.state import State, new_state, restore, roll_back, save, write_log
@@ -74,14 +75,7 @@ def _step(plan: Training, goal: Goal, state: State) -> float:
 
     def gradient(size: int) -> float:
         draw_from(state.denoiser, seed)
-        state.denoiser.train()
-        state.denoiser.zero_grad(set_to_none=True)
-        total = 0.0
-        for part in torch.arange(settings.batch).split(size):
-            loss = loss_of(state.denoiser, part).sum() / settings.batch
-            loss.backward()
-            total += loss.item()
-        return total
+        return _accumulate(state.denoiser, loss_of, settings.batch, size)
 
     try:
         size = state.fits_in_memory or settings.micro_batch or settings.batch
@@ -120,6 +114,18 @@ def _too_small(plan: Training, state: State, side: int) -> ConfigError:
         f"even one image of {side} x {side} pixels fits in the rest.",
         "Lower [prepare] size (--size) or [net] channels, or use another --device.",
     )
+
+
+def _accumulate(network: nn.Module, loss_of: LossOfRows, batch: int, size: int) -> float:
+    """Gradient of the mean loss of a batch, ``size`` images at a time; returns the loss."""
+    network.train()
+    network.zero_grad(set_to_none=True)
+    total = 0.0
+    for part in torch.arange(batch).split(size):
+        loss = loss_of(network, part).sum() / batch
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def _rate(state: State, settings: TrainConfig) -> float:
