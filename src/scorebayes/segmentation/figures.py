@@ -75,7 +75,7 @@ def summary(
         found[f"{name}_ci95"] = bootstrap(known, seed)
     prob = decision.prob(drawn)
     empty = ~masks.any((1, 2))
-    found_any: NDArray[np.bool_] = np.greater(prob * inside, decision.threshold).any((1, 2))
+    found_any = np.any(np.greater(prob * inside, decision.threshold), axis=(1, 2))
     width = figures["area_high"] - figures["area_low"]
     return found | {
         "missed": int((~found_any & ~empty).sum()),
