@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.tiny_masks import DATA, LAYER, write_picture
+from fixtures.tiny_masks import DATA, LAYER, square, write_mask, write_picture
 from typer.testing import CliRunner
 
 from scorebayes.benchmark.names import MASK_BENCHMARKS
@@ -68,6 +68,17 @@ def test_predict_writes_masks_and_a_table(run_dir, tmp_path):
     assert np.load(out / "case.npy").shape == (20, 30)
     rows = (out / "masks.csv").read_text().splitlines()
     assert len(rows) == 3 and "quarantined" in rows[1] and rows[2].endswith(",ok")
+
+
+def test_data_check_counts_masks_and_names_what_cannot_be_used(tmp_path):
+    for name, mask in (("a", square(16, 0, 2)), ("b", square(16, 0, 0)), ("c", square(12, 2, 9))):
+        write_picture(tmp_path / "images" / f"{name}.png")
+        write_mask(tmp_path / "masks" / f"{name}.png", mask)
+    found = json.loads(told("data", "check", f"folder:{tmp_path}", "--task", "segment", "--json", code=1))
+    assert found["masks"] == {"empty": 1, "touching_the_edge": 1, "tiny": 1} and found["images"] == 2
+    assert "12 x 12" in found["unusable"][0]["reason"]
+    words = told("data", "check", f"folder:{tmp_path}", "--task", "segment", code=1)
+    assert "1 masks are empty" in words and "images/c.png" in words
 
 
 def test_options_of_classification_are_refused(run_dir, tmp_path):

@@ -60,6 +60,17 @@ def require_in_place(prepare: Prepare) -> None:
         )
 
 
+ODDITIES = ("empty", "touching_the_edge", "tiny")
+TINY = 9  # pixels, below which an outline says little
+
+
+def oddities_of(mask: NDArray[np.bool_]) -> list[str]:
+    """What is worth knowing of a mask, of ``ODDITIES``."""
+    area = int(mask.sum())
+    edge = bool(mask[[0, -1], :].any() or mask[:, [0, -1]].any())
+    return [name for name, is_so in zip(ODDITIES, (area == 0, edge, 0 < area < TINY), strict=True) if is_so]
+
+
 @dataclass(frozen=True)
 class Frame:
     """How an image of height x width pixels lies in the square of a prepared one: its longer side fills it, and what is left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scorebayes.data import MaskSource, open_mask_source
 from scorebayes.data.base import Record, Rejected
 from scorebayes.data.load import ImageSet
-from scorebayes.data.masks import Frame, load_masks
+from scorebayes.data.masks import ODDITIES, Frame, load_masks, oddities_of
 from scorebayes.errors import DataError
 from scorebayes.runs.reader import Reader
 from scorebayes.segmentation.config import MaskConfig
@@ -94,12 +95,6 @@ def mask_source(config: MaskConfig) -> MaskSource:
 
 
 def oddities(found: MaskedSet) -> dict[str, int]:
-    """What is worth knowing of masks: how many are empty, touch the edge, or are tiny (less than 9 pixels)."""
-    areas, masks = found.areas, found.masks
-    edge = masks[:, [0, -1], :].any(axis=(1, 2)) | masks[:, :, [0, -1]].any(axis=(1, 2))
-    return {
-        "masks": len(found),
-        "empty": int((areas == 0).sum()),
-        "touching_the_edge": int(edge.sum()),
-        "tiny": int(((areas > 0) & (areas < 9)).sum()),
-    }
+    """How many prepared masks there are, and how many of them are odd in each way."""
+    counts = Counter(name for mask in found.masks for name in oddities_of(mask))
+    return {"masks": len(found), **{name: counts[name] for name in ODDITIES}}
