@@ -29,10 +29,10 @@ def start_mask_run(
     Official splits are kept; otherwise images are divided by patient and, where nobody names the patients, with their
     copies. ConfigError if the directory holds something else, DataError if the data cannot be used.
     """
-    require_writable(path)
     options = data_options(layers)
     source = open_mask_source(data, **options)
     records = source.records()
+    require_writable(path)
     given = {"data": {"source": data, "options": options or None}}
     config = resolve_masks(*layers, given, preset=preset, defaults=suggest(source, records))
     found, rejected = read_all(path, config, source, records, options)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from numpy.typing import NDArray
 
 from scorebayes.segmentation.decision import MaskDecision, dice_of
@@ -55,6 +54,8 @@ def each_image(
 
 def _boundary_distances(one: torch.Tensor, other: torch.Tensor) -> tuple[NDArray, NDArray]:
     """95th percentile of the Hausdorff distance and mean symmetric surface distance, [N] each, by MONAI."""
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance  # slow to import
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of MONAI about its own arguments
         hd95 = compute_hausdorff_distance(one, other, include_background=True, percentile=95)

@@ -36,15 +36,16 @@ def draw(
     generator = torch.Generator().manual_seed(_seed(seed, key))
     half, side = segment.samples // 2, x.shape[-1]
     with torch.no_grad():
-        condition = denoiser.net.read(torch.cat([x, x.flip(-1)]))  # type: ignore[operator]
+        # On the CPU: the sampler works in float64, which not every device has.
+        condition = denoiser.net.read(torch.cat([x, x.flip(-1)])).cpu()  # type: ignore[operator]
         logits = condition[:, LOGIT, :, :]
         score = ScoreModel(denoiser, noise)
         sampler = SecondOrder(segment.evaluations)
         each = sampler(score, condition.repeat_interleave(half, 0), (1, side, side), generator)
-    distance = _unflipped(each.cpu())[:, 0] * segment.truncation
+    distance = _unflipped(each)[:, 0] * segment.truncation
     share = covered(distance.numpy()) * frame.inside
     return {
-        "guess": _unflipped(logits.cpu()).mean(0)[0].numpy(),
+        "guess": _unflipped(logits).mean(0)[0].numpy(),
         "share": share.mean(0),
         "std": share.std(0, ddof=1),
         "areas": share.sum((1, 2)),
@@ -54,10 +55,10 @@ def draw(
 def guess_only(network: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, NDArray]:
     """The same of a plain segmenter, which draws no samples."""
     with torch.no_grad():
-        logits = network(torch.cat([x, x.flip(-1)]))
+        logits = network(torch.cat([x, x.flip(-1)])).cpu()
     none = np.zeros((0, 0), np.float32)
     return {
-        "guess": _unflipped(logits.cpu()).mean(0)[0].numpy(),
+        "guess": _unflipped(logits).mean(0)[0].numpy(),
         "share": none,
         "std": none,
         "areas": np.zeros(0, np.float32),
