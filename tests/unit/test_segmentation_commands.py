@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from scorebayes.benchmark.names import MASK_BENCHMARKS
 from scorebayes.benchmark.training import segmentation as benchmark
 from scorebayes.cli.main import app
+from scorebayes.segmentation import demo
 
 CONFIG = """
 [net]
@@ -79,6 +80,12 @@ def test_data_check_counts_masks_and_names_what_cannot_be_used(tmp_path):
     assert "12 x 12" in found["unusable"][0]["reason"]
     words = told("data", "check", f"folder:{tmp_path}", "--task", "segment", code=1)
     assert "1 masks are empty" in words and "images/c.png" in words
+
+
+def test_the_demonstration_ends_with_a_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "DEMO_STEPS", 3)
+    words = told("demo", "--task", "segment", "--data", DATA, "--out", tmp_path / "demo", "--device", "cpu")
+    assert "Dice on the test split" in words and (tmp_path / "demo" / "report.html").exists()
 
 
 def test_options_of_classification_are_refused(run_dir, tmp_path):
