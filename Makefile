@@ -1,8 +1,9 @@
-# make demo    the main job on synthetic mammograms (make demo DATA=KIND:PATH for real ones)
+# make demo    the main job on synthetic mammograms (make demo DATA=KIND:PATH for real ones, TASK=segment for masks)
 # make test    all tests          make lint    style and types          make clean
 PYTHON   ?= python3.11
 DATA     ?= phantom
-RUN      ?= runs/demo$(if $(filter-out phantom,$(DATA)),-$(subst :,-,$(notdir $(DATA))))
+TASK     ?= classify
+RUN      ?= runs/demo$(if $(filter segment,$(TASK)),-masks)$(if $(filter-out phantom,$(DATA)),-$(subst :,-,$(notdir $(DATA))))
 PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -20,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 demo: install
-	@$(BIN)/scorebayes demo --data '$(DATA)' --out '$(RUN)'
+	@$(BIN)/scorebayes demo --task '$(TASK)' --data '$(DATA)' --out '$(RUN)'
 
 test: install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --no-cov-on-fail

@@ -11,6 +11,7 @@ The same step by step:
     post  = scorebayes.bayes(table, run.log_prior, run.calibration)
 
     model = scorebayes.ScoreBayesClassifier().fit(images, labels)  # a scikit-learn classifier
+    model = scorebayes.ScoreBayesSegmenter().fit(images, masks)    # the same for masks
 
 Names are imported when first used, so that ``import scorebayes`` and the command line start quickly.
 """
@@ -23,20 +24,30 @@ import typing
 __version__ = "0.1.0"
 
 if typing.TYPE_CHECKING:
-    from scorebayes.classifier import open_run
     from scorebayes.data import open_source, read_image
     from scorebayes.decision.posterior import bayes
+    from scorebayes.opening import open_run
     from scorebayes.sklearn import ScoreBayesClassifier
+    from scorebayes.sklearn_segmenter import ScoreBayesSegmenter
 
 _PLACES = {
     "ScoreBayesClassifier": "scorebayes.sklearn",
+    "ScoreBayesSegmenter": "scorebayes.sklearn_segmenter",
     "bayes": "scorebayes.decision.posterior",
-    "open_run": "scorebayes.classifier",
+    "open_run": "scorebayes.opening",
     "open_source": "scorebayes.data",
     "read_image": "scorebayes.data",
 }
 
-__all__ = ["ScoreBayesClassifier", "__version__", "bayes", "open_run", "open_source", "read_image"]
+__all__ = [
+    "ScoreBayesClassifier",
+    "ScoreBayesSegmenter",
+    "__version__",
+    "bayes",
+    "open_run",
+    "open_source",
+    "read_image",
+]
 
 
 def __dir__() -> list[str]:

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "baselines": GROUND | {"data", "diffusion", "decision", "training", "evidence", "runs"},
     "explain": GROUND | {"data", "diffusion", "decision", "evidence", "runs"},
     "report": GROUND | {"decision"},
+    "segmentation": GROUND | {"data", "diffusion", "training", "runs", "report"},
     "stages": GROUND
     | {"data", "diffusion", "decision", "training", "evidence", "runs", "tasks", "baselines", "report"},
 }
@@ -34,6 +35,9 @@ BELOW_FACES = set(MAY_IMPORT) | {"stages"}
 MAY_IMPORT["benchmark"] = BELOW_FACES
 MAY_IMPORT["classifier"] = BELOW_FACES
 MAY_IMPORT["sklearn"] = BELOW_FACES | {"classifier"}
+MAY_IMPORT["segmenter"] = {"segmentation"}
+MAY_IMPORT["opening"] = {"classifier", "segmenter", "segmentation"}
+MAY_IMPORT["sklearn_segmenter"] = GROUND | {"data", "runs", "segmentation", "segmenter"}
 MAY_IMPORT["cli"] = BELOW_FACES | {"benchmark"}
 
 BENCHMARK = {

@@ -46,7 +46,7 @@ def test_both_views_belong_to_one_patient_with_one_label_and_differ() -> None:
 
 def test_the_lesion_of_a_patient_is_equally_far_from_the_chest_wall_in_both_views() -> None:
     phantom = Phantom(n_patients=20, size=64)
-    columns = [ndimage.center_of_mass(phantom.lesion_mask(r))[1] for r in phantom.records()]
+    columns = [ndimage.center_of_mass(phantom.mask(r))[1] for r in phantom.records()]
     assert np.abs(np.subtract(columns[::2], columns[1::2])).max() < 4
 
 
@@ -68,7 +68,7 @@ def test_air_is_zero_and_the_chest_wall_is_at_the_left() -> None:
 def test_the_mass_is_brighter_than_the_tissue_around_it() -> None:
     phantom = Phantom(n_patients=20, difficulty=0.5)
     for record in phantom.records():
-        image, mask = phantom.read(record), phantom.lesion_mask(record)
+        image, mask = phantom.read(record), phantom.mask(record)
         around = ndimage.binary_dilation(mask, iterations=3) & ~mask & (image > 0)
         assert 30 < mask.sum() < 250
         assert image[mask].mean() > image[around].mean()
@@ -104,7 +104,7 @@ def test_at_full_difficulty_the_brightest_point_of_the_mass_does_not_tell_the_cl
     peaks: dict[int, list[float]] = {0: [], 1: []}
     for record in phantom.records():
         assert record.label is not None
-        peaks[record.label].append(float(phantom.read(record)[phantom.lesion_mask(record)].max()))
+        peaks[record.label].append(float(phantom.read(record)[phantom.mask(record)].max()))
     benign, malignant = (np.array(peaks[k]) for k in (0, 1))
     pooled = np.sqrt(benign.var() / len(benign) + malignant.var() / len(malignant))
     assert abs(benign.mean() - malignant.mean()) < 3.5 * pooled

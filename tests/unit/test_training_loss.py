@@ -120,7 +120,7 @@ def test_a_label_free_run_learns_from_images_without_a_label(tmp_path, monkeypat
 
     monkeypatch.setattr(Phantom, "records", half_unlabelled)
     seen = []
-    monkeypatch.setattr(pixels, "fit", lambda plan: seen.append(len(plan.train.labels)))
+    monkeypatch.setattr(pixels, "fit", lambda plan, goal: seen.append(len(plan.train.labels)))
     train_tiny(tmp_path / "free", train={"null_label": 1.0})
     for resume in (False, True):
         with pytest.raises(ConfigError, match="no trained weights"):

@@ -13,6 +13,11 @@ PRETRAINED = {
     "cbis-128": "CBIS-DDSM, whole views at 128 pixels, pretrained features",
 }
 """Benchmarks whose models start from weights trained on other images; on tables of their own."""
+MASK_BENCHMARKS = {
+    "segmentation-busi": "BUSI, lesions in breast ultrasound, 64 x 64",
+    "segmentation-phantom": "Synthetic mammograms, lesions",
+}
+"""Benchmarks of segmentation."""
 OURS, MORE = "scorebayes-generative", "scorebayes-generative-64"
 REFERENCE = "resnet18"
 """The network that our models are mainly compared with."""

@@ -12,6 +12,7 @@ from scorebayes.cli.common import (
     Estimator,
     RunDir,
     Split,
+    is_mask_run,
     metrics_words,
     open_run_dir,
     shift_warnings,
@@ -30,8 +31,11 @@ def score(
 
     Example: scorebayes score runs/breast --split test
     """
+    from scorebayes.cli import masks
     from scorebayes.stages.score import read_table, score_split
 
+    if is_mask_run(run_dir):
+        return masks.score(run_dir, split, device)
     run = open_run_dir(run_dir, device)
     with run.locked():
         if estimator and split != "val":
@@ -53,9 +57,12 @@ def evaluate(run_dir: RunDir, split: Split = "test", estimator: Estimator = "") 
 
     Example: scorebayes evaluate runs/breast --split test
     """
+    from scorebayes.cli import masks
     from scorebayes.stages import evaluate as stage
     from scorebayes.stages.score import suffix
 
+    if is_mask_run(run_dir):
+        return masks.evaluate(run_dir, split)
     metrics = stage.evaluate(open_run_dir(run_dir, "cpu"), split, estimator)
     written = run_dir / f"metrics-{split}{suffix(estimator)}.json"
     words = f"{metrics_words(metrics)}\nmetrics: {written}\nnext: {command('report', run_dir)}"
@@ -70,7 +77,10 @@ def predict(
     ],
     csv: Annotated[
         Path | None,
-        typer.Option("--out", help="CSV file to write; - for standard output. [default: a short table]"),
+        typer.Option(
+            "--out",
+            help="CSV file to write; - for standard output. For masks: a folder. [default: a short table]",
+        ),
     ] = None,
     force: Annotated[
         bool,
@@ -92,12 +102,13 @@ def predict(
     ] = "",
     device: Device = "auto",
 ) -> Told:
-    """Classify image files. Unusable or atypical files get a reason instead of a posterior.
+    """Classify image files, or find their masks. Unusable or atypical files get a reason instead of a posterior.
 
     The exit code is 3 if a file got no posterior.
 
     Example: scorebayes predict runs/breast case1.dcm case2.png --out predictions.csv
     """
+    from scorebayes.cli import masks
     from scorebayes.cli.predictions import rows_of, table_of
     from scorebayes.errors import ConfigError
     from scorebayes.stages.predict import predict_files, read_prior
@@ -105,6 +116,8 @@ def predict(
     from scorebayes.storage.sealed import require_free
     from scorebayes.storage.spreadsheet import csv_text
 
+    if is_mask_run(run_dir):
+        return masks.predict(run_dir, files, csv, device)
     if csv is not None and csv.is_dir():
         raise ConfigError(f"--out {csv} is a folder.", "Name a file for the table.")
     if csv is not None and str(csv) != "-":
@@ -241,8 +254,11 @@ def report(run_dir: RunDir) -> Told:
 
     Example: scorebayes report runs/breast
     """
+    from scorebayes.cli import masks
     from scorebayes.report import write_report
 
+    if is_mask_run(run_dir):
+        return masks.report(run_dir)
     open_run_dir(run_dir, "cpu")
     path = write_report(run_dir)
     names = ("report.html", "report.json", "model-card.md")

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from scorebayes.benchmark.names import BENCHMARKS, BEST, OURS, PRETRAINED, REFERENCE
+from scorebayes.benchmark.names import BENCHMARKS, BEST, MASK_BENCHMARKS, OURS, PRETRAINED, REFERENCE
+from scorebayes.cli.common import RESULTS
 from scorebayes.cli.face import AGAIN, Told, face
+from scorebayes.cli.mask_benchmark import of_masks
 
 app = typer.Typer(help="Measure speed and accuracy; results go to benchmarks/.", no_args_is_help=True)
 
-RESULTS = Path("benchmarks/results")
 FIGURES = Path("benchmarks/figures")
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -90,6 +91,10 @@ def _over_seeds(name: str) -> Callable[..., Told]:
 
 for _name in (*BENCHMARKS, *PRETRAINED):
     app.command(_name)(face(_over_seeds(_name), resume=AGAIN))
+
+
+for _name in MASK_BENCHMARKS:
+    app.command(_name)(face(of_masks(_name), resume=AGAIN))
 
 
 def speed(

@@ -35,6 +35,17 @@ SOURCES = (
     "vindr-mammo:ROOT"
 )
 
+RESULTS = Path("benchmarks/results")
+"""Where benchmarks write."""
+MASK_SOURCES = "phantom, busi:DIR, folder:DIR with images/ and masks/, or arrays:FILE.npz"
+
+
+def is_mask_run(run_dir: Path) -> bool:
+    """Whether the run is of segmentation."""
+    from scorebayes.segmentation.run import is_mask_run
+
+    return is_mask_run(run_dir)
+
 
 def open_run_dir(run_dir: Path, device: str) -> Run:
     from scorebayes.runs.run import open_run

@@ -25,6 +25,7 @@ def check_command(
     workers: Annotated[int, typer.Option(help="Number of decoding processes.")] = max(
         1, (os.cpu_count() or 1) - 1
     ),
+    task: Annotated[str, typer.Option(help="classify, or segment for images with masks.")] = "classify",
 ) -> Told:
     """Compare a data set with its published counts. List missing, duplicate, conflicting, unreadable and leaking
     images.
@@ -37,10 +38,22 @@ def check_command(
     from scorebayes.data.check import as_text, check
     from scorebayes.progress import progress_bar
 
+    if task == "segment":
+        return _check_masks(data, option or [])
+    if task != "classify":
+        raise typer.BadParameter(f"--task {task}: classify or segment")
     source = open_source(data, **parse_options(option or []))
     with progress_bar("decode", len(source.records()) if pixels else 0) as advance:
         result = check(source, pixels=pixels, workers=workers, progress=lambda done, _: advance(done, ""))
     return Told(result, as_text(result), (), DONE if result["ok"] else FAULT)
+
+
+def _check_masks(data: str, option: list[str]) -> Told:
+    from scorebayes.data import open_mask_source, parse_options
+    from scorebayes.data.check_masks import check_masks, masks_as_text
+
+    found = check_masks(open_mask_source(data, **parse_options(option)))
+    return Told(found, masks_as_text(found), (), DONE if found["ok"] else FAULT)
 
 
 def show_command(

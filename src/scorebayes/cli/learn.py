@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scorebayes.cli.common import (
+    MASK_SOURCES,
     SOURCES,
     DataOptions,
     Device,
@@ -25,7 +26,10 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="With --resume: the run to go on with.")
     ] = None,
-    data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")] = "",
+    data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}. For masks: {MASK_SOURCES}.")] = "",
+    task: Annotated[
+        str, typer.Option(help="classify or segment. [default: classify, or that of the run]")
+    ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Run directory to create.")] = None,
     option: DataOptions = None,
     config: Annotated[
@@ -69,7 +73,7 @@ def train(
         typer.Option("--resume", help="Go on with RUN as its own config.toml says; no other option needed."),
     ] = False,
 ) -> Told:
-    """Learn the class-conditional score and calibrate it on the validation split.
+    """Learn the class-conditional score and calibrate it on the validation split; with --task segment, masks.
 
     Stop it with Ctrl-C, and go on with: scorebayes train --resume RUN
 
@@ -79,9 +83,12 @@ def train(
     from scorebayes.runs import inputs
     from scorebayes.runs.config import preset_layer, read_toml
     from scorebayes.runs.device import pick_device
+    from scorebayes.segmentation.run import is_mask_run
     from scorebayes.stages import train as stages
 
     path = _where(run_dir, out, resume)
+    if task not in ("", "classify", "segment"):
+        raise typer.BadParameter(f"--task {task}: classify or segment")
     if encoder and from_scratch:
         raise typer.BadParameter("give --encoder or --from-scratch, not both")
     given: dict[str, dict[str, Any]] = {f"--config {file}": read_toml(file) for file in config or ()}
@@ -99,6 +106,8 @@ def train(
         if value is not None:
             given[words] = layer
     source = inputs.absolute_source(data)
+    if task == "segment" or is_mask_run(path):
+        return _masks(path, source, given, preset, device, resume)
     if resume and (path / "config.toml").exists():
         before = {f"--preset {preset}": dict(preset_layer(preset))} if preset else {}
         after = {f"--data {data}": {"data": {"source": source}}} if data else {}
@@ -115,6 +124,27 @@ def train(
             f"Begin it with `{command('train', '--data', 'KIND:PATH', '--out', path)}`.",
         )
     return _trained(stages.summary(run), bool((run.split["split"] == "test").any()))
+
+
+CLASSES_ONLY = ("--label-free", "--init", "--encoder", "--from-scratch")
+
+
+def _masks(
+    path: Path, source: str, given: dict[str, dict[str, Any]], preset: str | None, device: str, resume: bool
+) -> Told:
+    """Segmentation, with the options that it has."""
+    from scorebayes.cli import masks
+    from scorebayes.errors import ConfigError
+
+    foreign = [words for words in given if words.partition(" ")[0] in CLASSES_ONLY]
+    if foreign:
+        raise ConfigError(f"{foreign[0]} is for classification only.", "Leave it out for --task segment.")
+    if not source and not (path / "config.toml").exists():
+        raise ConfigError(
+            f"{path}: there is no run to go on with (config.toml is missing).",
+            f"Begin it with `{command('train', '--task', 'segment', '--data', 'KIND:PATH', '--out', path)}`.",
+        )
+    return masks.train(path, source, list(given.values()), preset, device, resume)
 
 
 def _where(run_dir: Path | None, out: Path | None, resume: bool) -> Path:

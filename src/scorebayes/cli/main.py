@@ -120,6 +120,7 @@ def _checked(run_dir: Path, accept: bool) -> Told:
 def demo(
     data: Annotated[str, typer.Option(help=f"KIND[:PATH]: {SOURCES}.")] = "phantom",
     run_dir: Annotated[Path, typer.Option("--out", help="Run directory to create.")] = Path("runs/demo"),
+    task: Annotated[str, typer.Option(help="classify or segment.")] = "classify",
     device: Device = "auto",
 ) -> Told:
     """Train, score, evaluate and report in a few minutes, on synthetic mammograms or on your own data.
@@ -130,6 +131,12 @@ def demo(
     from scorebayes.runs.inputs import absolute_source
     from scorebayes.stages.demo import demo
 
+    if task not in ("classify", "segment"):
+        raise typer.BadParameter(f"--task {task}: classify or segment")
+    if task == "segment":
+        from scorebayes.cli import masks
+
+        return masks.demo(run_dir, absolute_source(data), device)
     metrics, path = demo(run_dir, absolute_source(data), pick_device(device))
     which = (
         "held-out patients" if metrics["split"] == "test" else "the validation split (there is no test split)"

@@ -35,7 +35,7 @@ def all_command(**arguments: Any) -> Told:
 def _options_of_train() -> inspect.Signature:
     """Those of a training with labels; the run directory has to be named."""
     of_train = inspect.signature(learn.train, eval_str=True)
-    left_out = ("run_dir", "resume", "label_free")
+    left_out = ("run_dir", "task", "resume", "label_free")
     taken = [of for name, of in of_train.parameters.items() if name not in left_out]
     required = ("data", "out")
     options = [of.replace(default=inspect.Parameter.empty) if of.name in required else of for of in taken]

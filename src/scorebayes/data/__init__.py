@@ -11,17 +11,28 @@ import difflib
 import importlib
 import inspect
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from scorebayes.data.base import Record, Rejected, Source, SourceInfo
+from scorebayes.data.base import MaskSource, Record, Rejected, Source, SourceInfo
 from scorebayes.errors import ConfigError
 
-__all__ = ["SOURCES", "Record", "Rejected", "Source", "SourceInfo", "open_source", "read_image"]
+__all__ = [
+    "MASK_SOURCES",
+    "SOURCES",
+    "MaskSource",
+    "Record",
+    "Rejected",
+    "Source",
+    "SourceInfo",
+    "open_mask_source",
+    "open_source",
+    "read_image",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,24 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
+MASK_SOURCES: dict[str, Callable[..., MaskSource]] = {
+    "phantom": cast("Callable[..., MaskSource]", SOURCES["phantom"]),
+    "folder": cast("Callable[..., MaskSource]", _Lazy("sources.masked_folder", "MaskedFolder")),
+    "arrays": cast("Callable[..., MaskSource]", _Lazy("sources.masked_arrays", "MaskedArrays")),
+    "busi": cast("Callable[..., MaskSource]", _Lazy("sources.busi", "Busi")),
+}
+"""Data sets with masks, for segmentation."""
+
+
+def open_mask_source(text: str, **options: Any) -> MaskSource:
+    """The same for a data set whose images have masks.
+
+    >>> open_mask_source("phantom:n_patients=2,views=1").info.name
+    'phantom'
+    """
+    return cast(MaskSource, _open(text, MASK_SOURCES, options))
+
+
 def open_source(text: str, **options: Any) -> Source:
     """A data set from "KIND", "KIND:PATH" or, for kinds without files, "KIND:name=value,name=value".
 
@@ -63,11 +92,19 @@ def open_source(text: str, **options: Any) -> Source:
     >>> open_source("phantom:n_patients=2,views=1").info.classes
     ('benign', 'malignant')
     """
+    return _open(text, SOURCES, options)
+
+
+def _open(text: str, kinds: Mapping[str, Callable[..., Source]], options: dict[str, Any]) -> Source:
     kind, _, rest = text.partition(":")
-    if kind not in SOURCES:
-        remedy = f"Write folder:{text}" if Path(text).exists() else f"Known kinds: {', '.join(SOURCES)}."
-        raise ConfigError(f"Data kind {kind!r} is unknown.", _nearest(kind, SOURCES) or remedy)
-    build = SOURCES[kind]
+    if kind not in kinds:
+        there = f"Known kinds{' with masks' if kind in SOURCES else ''}: {', '.join(kinds)}."
+        remedy = f"Write folder:{text}" if Path(text).exists() else there
+        raise ConfigError(
+            f"Data kind {kind!r} {'has no masks' if kind in SOURCES else 'is unknown'}.",
+            (kind not in SOURCES and _nearest(kind, kinds)) or remedy,
+        )
+    build = kinds[kind]
     parameters = inspect.signature(build).parameters
     known = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     if len(known) < len(parameters):

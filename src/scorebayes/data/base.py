@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -78,4 +79,12 @@ class Source(Protocol):
 
     def read(self, record: Record) -> NDArray:
         """Pixels, [H, W] (grey) or [H, W, 3] (RGB), float32 in [0, 1], background dark. DataError if unreadable."""
+        ...
+
+
+class MaskSource(Source, Protocol):
+    """A data set whose images have masks, for segmentation."""
+
+    def mask(self, record: Record) -> NDArray[np.bool_]:
+        """Where the object is, [H, W] as the pixels of the image; nowhere, if there is none. DataError if unusable."""
         ...

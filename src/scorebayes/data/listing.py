@@ -76,7 +76,7 @@ def masks(images: Sequence[Path]) -> list[Path]:
     }
     found = []
     for path in images:
-        bases = [base.casefold() for base in _bases(path)]
+        bases = [base.casefold() for base in mask_bases(path)]
         in_folder = path.parent.name.casefold() in MASK_FOLDERS
         names = [path.stem.casefold(), *bases] if in_folder else []
         if any((path.parent, base) in beside for base in bases) or any(
@@ -86,7 +86,8 @@ def masks(images: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _bases(path: Path) -> list[str]:
+def mask_bases(path: Path) -> list[str]:
+    """Names of images whose mask a file may be, by its own name: ``x`` for ``x_mask_1.png``."""
     return [match["base"] for form in _MASKS if (match := form.fullmatch(path.stem))]
 
 

@@ -42,6 +42,7 @@ from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.storage.timings import note_seconds, seconds_of
 from scorebayes.training.augment import CODE_LENGTH
+from scorebayes.training.class_score import ClassScore
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
@@ -133,7 +134,7 @@ class Features(Evidence):
             self.estimator, home.device, MapExamples(train, maps, train_maps, self.shift),
             MapExamples(val, maps, val_maps, self.shift),
         )  # fmt: skip
-        fit(plan)
+        fit(plan, ClassScore(plan))
         note_seconds(home.path, self.name, time.perf_counter() - start)
         self.note.write(kept_variance=float(maps.basis["kept_variance"]))
         return {}

@@ -32,6 +32,7 @@ from scorebayes.evidence.learned_score import (
 from scorebayes.evidence.noise_choice import choose_draws
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.training.augment import CODE_LENGTH
+from scorebayes.training.class_score import ClassScore
 from scorebayes.training.cost import score_step_cost
 from scorebayes.training.loop import fit
 from scorebayes.training.plan import Plan
@@ -81,7 +82,8 @@ class Pixels(Evidence):
         train, val = images.train, images.val
         if not settings.label_free:
             train, val = train.labelled(), val.labelled()
-        fit(self._plan(train, val))
+        plan = self._plan(train, val)
+        fit(plan, ClassScore(plan))
         if settings.label_free:
             return {}
         self.__dict__.pop("score", None)  # there is a new one

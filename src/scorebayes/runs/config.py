@@ -76,7 +76,7 @@ class EvidenceConfig:
         for name in self.sources:
             if name not in EVIDENCE:
                 raise ConfigError(
-                    f"[evidence] sources: {name!r} is unknown{_nearest(name, EVIDENCE)}.",
+                    f"[evidence] sources: {name!r} is unknown{nearest_name(name, EVIDENCE)}.",
                     f"Known: {', '.join(EVIDENCE)}.",
                 )
         if not self.sources or len(set(self.sources)) < len(self.sources):
@@ -138,7 +138,7 @@ _PLAIN: dict[str, Callable] = {
 }
 _OF_ENCODER = ("encoder", "size")  # named for one source, they hold for all that say nothing else
 LARGEST, DEEPEST = 1_000_000, 100  # bytes of a configuration file, and names in a row
-_FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment"}
+_FILLED_BY_DATA = {"home", "image_channels", "n_classes", "n_augment", "out_channels"}
 
 
 @dataclass(frozen=True)
@@ -150,15 +150,15 @@ class Config:
 
     @property
     def data(self) -> DataConfig:
-        return DataConfig(**_checked("data", self.sections["data"]))
+        return DataConfig(**checked_fields("data", self.sections["data"]))
 
     @property
     def prepare(self) -> Prepare:
-        return Prepare(**_checked("prepare", self.sections["prepare"]))
+        return Prepare(**checked_fields("prepare", self.sections["prepare"]))
 
     @property
     def train(self) -> TrainConfig:
-        return TrainConfig(**_checked("train", self.sections["train"]))
+        return TrainConfig(**checked_fields("train", self.sections["train"]))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -168,17 +168,17 @@ class Config:
     def open_evidence(self, name: str, home: Home) -> Evidence:
         """A source of evidence of a run, with the options of its section."""
         options = self.sections["evidence"].get(name, {})
-        return EVIDENCE[name](home, **_checked(f"evidence.{name}", options, EVIDENCE[name]))  # type: ignore[call-arg]
+        return EVIDENCE[name](home, **checked_fields(f"evidence.{name}", options, EVIDENCE[name]))  # type: ignore[call-arg]
 
     @property
     def prior(self) -> PriorConfig:
-        return PriorConfig(**_checked("prior", self.sections["prior"]))
+        return PriorConfig(**checked_fields("prior", self.sections["prior"]))
 
     def build(self, section: str, **given: Any) -> Any:
         """The component of a section with a registry ("noise", "net", "likelihood"); ``given`` are fields from data."""
         table = dict(self.sections[section])
         constructor = _REGISTRIES[section][table.pop("kind")]
-        return constructor(**given, **_checked(section, table, constructor))
+        return constructor(**given, **checked_fields(section, table, constructor))
 
     def to_toml(self) -> str:
         filled = {
@@ -211,7 +211,7 @@ def resolve(
     Without a preset (None) only the constructors' defaults fill what the layers leave open. Raises ConfigError naming
     section and field, with the nearest known name where one is unknown.
     """
-    merged: dict[str, Any] = {"seed": 0}
+    found: dict[str, Any] = {"seed": 0}
     for layer in (defaults or {}, {} if preset is None else preset_layer(preset), *layers):
         for key, value in layer.items():
             if key not in ("seed", *_SECTIONS):
@@ -221,16 +221,17 @@ def resolve(
                     else ""
                 )
                 raise ConfigError(
-                    f"unknown section or key {key!r} in the configuration{_nearest(key, _SECTIONS)}.", remedy
+                    f"unknown section or key {key!r} in the configuration{nearest_name(key, _SECTIONS)}.",
+                    remedy,
                 )
             if key == "seed":
-                merged["seed"] = value
+                found["seed"] = value
             elif not isinstance(value, Mapping):
                 raise ConfigError(f"[{key}] must be a section, got {value!r}.")
             else:
-                merged[key] = _merged(merged.get(key, {}), value)
+                found[key] = merged(found.get(key, {}), value)
     return Config(
-        checked_seed(merged["seed"]), {name: _resolved(name, merged.get(name, {})) for name in _SECTIONS}
+        checked_seed(found["seed"]), {name: _resolved(name, found.get(name, {})) for name in _SECTIONS}
     )
 
 
@@ -244,10 +245,10 @@ def checked_seed(seed: Any) -> int:
     return int(seed) % 2**32
 
 
-def _merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A section and one that overrides it. Tables within a section (options of the data, of a source) are merged too."""
     tables = {
-        name: _merged(table[name], value)
+        name: merged(table[name], value)
         for name, value in over.items()
         if isinstance(value, Mapping) and isinstance(table.get(name), Mapping)
     }
@@ -258,7 +259,7 @@ def preset_layer(name: str) -> Mapping[str, Any]:
     """A preset as a layer for ``resolve``. ConfigError for an unknown one."""
     if name not in PRESETS:
         raise ConfigError(
-            f"unknown preset {name!r}{_nearest(name, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
+            f"unknown preset {name!r}{nearest_name(name, PRESETS)}.", f"Known: {', '.join(PRESETS)}."
         )
     return PRESETS[name]
 
@@ -293,18 +294,18 @@ def _resolved(section: str, table: Mapping[str, Any]) -> dict[str, Any]:
     if section == "evidence":
         return _resolved_evidence(table)
     if section not in _REGISTRIES:
-        checked = _checked(section, table)
+        checked = checked_fields(section, table)
         _PLAIN[section](**checked)  # what fields say together
-        return _plain_values(checked)
+        return plain_values(checked)
     registry, table = _REGISTRIES[section], dict(table)
     kind = table.pop("kind", _DEFAULT_KIND[section])
-    return {"kind": kind, **_plain_values(_checked(section, table, _known(section, kind, registry)))}
+    return {"kind": kind, **plain_values(checked_fields(section, table, _known(section, kind, registry)))}
 
 
 def _resolved_evidence(table: Mapping[str, Any]) -> dict[str, Any]:
     """The sources, and the options of every source that has some."""
     options = {name: of for name, of in table.items() if name in EVIDENCE}
-    checked = _checked(
+    checked = checked_fields(
         "evidence", {key: of for key, of in table.items() if key not in options}, EvidenceConfig
     )
     EvidenceConfig(**checked)
@@ -313,26 +314,28 @@ def _resolved_evidence(table: Mapping[str, Any]) -> dict[str, Any]:
     for name in named:
         takes = inspect.signature(EVIDENCE[name]).parameters
         options[name] = {key: shared[key] for key in shared if key in takes} | dict(options.get(name, {}))
-    of_sources = {name: _checked(f"evidence.{name}", options[name], EVIDENCE[name]) for name in named}
-    return _plain_values(checked) | {name: _plain_values(of) for name, of in of_sources.items() if of}
+    of_sources = {name: checked_fields(f"evidence.{name}", options[name], EVIDENCE[name]) for name in named}
+    return plain_values(checked) | {name: plain_values(of) for name, of in of_sources.items() if of}
 
 
 def build_kind(what: str, kind: str, registry: Mapping[str, Callable], fields: Mapping[str, Any]) -> Any:
     """The entry ``kind`` of any registry, built from checked fields. ConfigError as in ``resolve``."""
     constructor = _known(what, kind, registry)
-    return constructor(**_checked(what, fields, constructor))
+    return constructor(**checked_fields(what, fields, constructor))
 
 
 def _known(what: str, kind: Any, registry: Mapping[str, Callable]) -> Callable:
     if kind not in registry:
         raise ConfigError(
-            f"[{what}] kind = {kind!r} is unknown{_nearest(str(kind), registry)}.",
+            f"[{what}] kind = {kind!r} is unknown{nearest_name(str(kind), registry)}.",
             f"Known: {', '.join(registry)}.",
         )
     return registry[kind]
 
 
-def _checked(section: str, table: Mapping[str, Any], constructor: Callable | None = None) -> dict[str, Any]:
+def checked_fields(
+    section: str, table: Mapping[str, Any], constructor: Callable | None = None
+) -> dict[str, Any]:
     """All fields of a constructor: those given, checked against their annotations, and the defaults of the others."""
     constructor = constructor or _PLAIN[section]
     target = constructor.__init__ if inspect.isclass(constructor) else constructor
@@ -345,7 +348,7 @@ def _checked(section: str, table: Mapping[str, Any], constructor: Callable | Non
     for key in table:
         if key not in fields:
             raise ConfigError(
-                f"unknown key {key!r} in [{section}]{_nearest(key, fields)}.",
+                f"unknown key {key!r} in [{section}]{nearest_name(key, fields)}.",
                 f"Known: {', '.join(fields)}." if fields else "It has no options.",
             )
     strict = pydantic.ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -373,10 +376,12 @@ def _as_typed(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def _plain_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+def plain_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As TOML has them."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest_name(name: str, known: Any) -> str:
+    """A hint at the known name that was probably meant."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -95,7 +95,7 @@ def start_run(
     """
     make_directory(path)
     with locked(path):
-        _require_empty(path)
+        require_empty(path)
         sealed.begin(path)
         return _started(path, data, layers, preset, device)
 
@@ -139,7 +139,7 @@ def _started(
             f"{source.info.title}: no usable image in the training split.",
             f"See the reasons: `{command('data', 'check', data)}`.",
         )
-    mean, std = _statistics(train)
+    mean, std = grey_statistics(train)
     if config.train.init:  # what the weights that training starts from expect
         start = open_run(config.train.init, "cpu")
         mean, std = start.facts.mean, start.facts.std
@@ -247,7 +247,7 @@ def _of_split(images: ImageSet, splits: Mapping[str, str], name: str) -> ImageSe
     return images.subset([row for row, r in enumerate(images.records) if splits[r.image_id] == name])
 
 
-def _statistics(images: ImageSet) -> tuple[float, float]:
+def grey_statistics(images: ImageSet) -> tuple[float, float]:
     """Mean and standard deviation of the dequantised grey values, as shares of the full scale."""
     # From the histogram: exact, and without a copy of the images in float64.
     counts = np.zeros(2**images.bits, dtype=np.int64)
@@ -272,7 +272,7 @@ def make_directory(path: Path) -> list[Path]:
     return made
 
 
-def _require_empty(path: Path) -> None:
+def require_empty(path: Path) -> None:
     """ConfigError if a directory already holds a run, or files that no interrupted start left there."""
     found = {entry.name for entry in path.iterdir() if entry.suffix != ".partial"}
     if found - UNFINISHED:

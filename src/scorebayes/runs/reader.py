@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,24 @@ from scorebayes.data.base import Record, Rejected, Source, SourceInfo
 from scorebayes.data.load import ImageSet, load
 from scorebayes.data.pixels.images import open_picture
 from scorebayes.data.pixels.numbers import as_image, to_unit
+from scorebayes.data.prepare import Prepare
 from scorebayes.errors import ConfigError, DataError, command
 from scorebayes.progress import progress_bar
-from scorebayes.runs.config import Config
+from scorebayes.runs.config import DataConfig
 
 WORKERS_ABOVE = 200  # images; below, starting processes costs more than it brings
 PATIENCE = 2.0  # seconds; what comes from the cache is not worth a word
 LEAST_SHARE = 0.5  # of the model's side: an image enlarged more than twofold shows too little to judge
+
+
+class DataAndPrepare(Protocol):
+    """The part of a configuration that says which images there are, and how they are prepared."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def prepare(self) -> Prepare: ...
 
 
 class Reader:
@@ -34,7 +45,7 @@ class Reader:
     folder: of the run, for its cache of prepared images. info: of the data set that the run was trained on.
     """
 
-    def __init__(self, folder: Path, config: Config, info: SourceInfo) -> None:
+    def __init__(self, folder: Path, config: DataAndPrepare, info: SourceInfo) -> None:
         self.folder = folder
         self.config = config
         self.info = info
@@ -98,13 +109,13 @@ class Reader:
         """Another file, prepared [C, S, S], and what is unusual about it, if anything. DataError if it cannot be read
         or prepared."""
         picture = open_picture(path, self.info.file_bits, self.info.modalities)
-        warning = _size_warning(path, picture.pixels, self.config.prepare.size)
+        warning = size_warning(path, picture.pixels, self.config.prepare.size)
         return self.config.prepare(picture.pixels, picture.laterality, picture.view), warning
 
     def array(self, pixels: NDArray) -> tuple[NDArray, str]:
         """The same of an array of one image, of any type and shape that an NPY file may have."""
         pixels = to_unit(as_image(np.asarray(pixels), "the image"), "the image", self.info.file_bits)
-        warning = _size_warning("the image", pixels, self.config.prepare.size)
+        warning = size_warning("the image", pixels, self.config.prepare.size)
         return self.config.prepare(pixels, "", ""), warning
 
     def load(
@@ -130,7 +141,7 @@ class Reader:
         return {"bits": self.info.file_bits} if self.info.file_bits and "bits" in known else {}
 
 
-def _size_warning(path: Path | str, image: NDArray, side: int) -> str:
+def size_warning(path: Path | str, image: NDArray, side: int) -> str:
     """The warning for an image smaller than the model's size. DataError if it is far too small."""
     height, width = image.shape[:2]
     longest = max(height, width)

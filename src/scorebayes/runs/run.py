@@ -340,13 +340,18 @@ def open_run(path: str | Path, device: str = "auto") -> Run:
             raise ConfigError(
                 f"{path}: not a run directory ({name} is missing).", "Make one with 'scorebayes train'."
             )
+    layer = parse_toml(path / "config.toml", sealed.read(path / "config.toml"))
+    if layer.get("task", "classify") != "classify":
+        raise ConfigError(
+            f"{path}: the task of this run is {layer['task']!r}, and this is for classifiers.",
+            "For masks there are train, score, evaluate, predict and report.",
+        )
     facts, written, pipeline = read_facts(path)
     if written >= SEALED_FROM and not sealed.is_sealed(path):
         raise ConfigError(
             f"{path}: {sealed.SEAL} is missing, so that the files of the run cannot be checked.",
             f"Restore it, or seal the files as they are: `{command('doctor', path, '--accept')}`.",
         )
-    layer = parse_toml(path / "config.toml", sealed.read(path / "config.toml"))
     config = resolve(older.configuration(layer, written), preset=None)
     if pipeline not in ("", config.prepare.fingerprint):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Training: one straight loop from examples to checkpoints.
+"""Training: one straight loop from examples to checkpoints, for whatever a goal says.
 
 Every step draws all its random numbers from (seed, step), so that a resumed training ends with the same weights as an
 uninterrupted one on the same machine with the same number of threads.
@@ -11,34 +11,30 @@ import signal
 import time
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from scorebayes.diffusion.memory import NoMemory, with_less_memory
 from scorebayes.diffusion.nets.dropout import draw_from
-from scorebayes.diffusion.score import Denoiser, hybrid_loss, training_loss
 from scorebayes.errors import ConfigError, Stopped
 from scorebayes.progress import progress_bar
 from scorebayes.storage import sealed
-from scorebayes.training.augment import augment
-from scorebayes.training.batches import draw_log_snr, draw_rows, step_seed
-from scorebayes.training.plan import Plan, require_classes
+from scorebayes.training.batches import step_seed
+from scorebayes.training.plan import Goal, LossOfRows, Training
 from scorebayes.training.schedule import rate_share
 from scorebayes.training.settings import TrainConfig
 from scorebayes.training.state import State, new_state, restore, roll_back, save, write_log
-from scorebayes.training.validate import choose_finally, chooses, steps_between, what_is_logged
+from scorebayes.training.validate import steps_between
 
 
-def fit(plan: Plan) -> None:
-    """Train a score, or resume from its newest checkpoint.
+def fit(plan: Training, goal: Goal) -> None:
+    """Train a network, or resume from its newest checkpoint.
 
-    Writes checkpoints and ``train.jsonl``. The final weights are those with the lowest cross-fitted class log-loss on
-    the validation images. Raises NumericalError if the loss keeps being NaN or infinite. KeyboardInterrupt, from Ctrl-C or
+    Writes checkpoints and ``train.jsonl``. The final weights are those that the goal finds best on the validation images.
+    Raises NumericalError if the loss keeps being NaN or infinite. KeyboardInterrupt, from Ctrl-C or
     whatever the caller makes it of, becomes ``Stopped``, after saving.
     """
     settings = plan.settings
-    if not settings.label_free:
-        require_classes(plan.train.labels, plan.classes, "training")
-        require_classes(plan.val.labels, plan.classes, "validation")
+    goal.require()
     state = restore(plan, new_state(plan))
     every = steps_between(settings)
     start = time.monotonic() - state.seconds
@@ -46,18 +42,14 @@ def fit(plan: Plan) -> None:
         try:
             while state.validation_due or not _finished(state, settings):
                 if state.validation_due:
-                    found = (
-                        what_is_logged(plan, state.averaged)
-                        if settings.label_free or chooses(settings)
-                        else {}
-                    )
+                    found = goal.look(state.averaged)
                     state.seconds, state.validation_due = time.monotonic() - start, False
                     if found:
                         write_log(plan.log, step=state.step, **found)
-                    # Without labels nothing says which weights decide best: of equals the newest counts.
+                    # Where nothing says which weights are best, of equals the newest counts.
                     save(plan, state, found.get("val_log_loss", 0.0))
                     continue
-                loss = _step(plan, state)
+                loss = _step(plan, goal, state)
                 state.seconds = time.monotonic() - start
                 if not math.isfinite(loss):
                     state = roll_back(plan, state)
@@ -73,41 +65,31 @@ def fit(plan: Plan) -> None:
                 save(plan, state, math.inf)
             where = f"at step {state.step} of {settings.steps}"
             raise Stopped(getattr(stop, "number", signal.SIGINT), where) from None
-    if not settings.label_free:
-        choose_finally(plan, state)
+    goal.choose(state)
     if plan.log.exists():
         sealed.write(plan.log, plan.log.read_bytes())
 
 
-def _step(plan: Plan, state: State) -> float:
+def _step(plan: Training, goal: Goal, state: State) -> float:
     """One optimiser step on one batch; returns the loss. If memory is short, the batch is split, from then on."""
-    settings = plan.settings
-    seed = step_seed(plan.seed, state.step)
-    generator = torch.Generator().manual_seed(seed)
-    rows = draw_rows(settings, len(plan.train.labels), plan.rows_of_class, generator)
-    y = torch.from_numpy(plan.train.labels[rows.numpy()])
-    x_0, code = augment(plan.train.batch(rows.numpy(), generator), settings, generator)
-    log_snr = draw_log_snr(settings, plan.noise.log_snr_range, settings.batch, generator)
-    dropped = torch.rand(settings.batch, generator=generator) < settings.null_label
-    if not settings.cross_entropy:
-        y = torch.where(dropped, len(plan.classes), y)
-    eps = torch.randn(x_0.shape, generator=generator)
+    settings, seed = plan.settings, step_seed(plan.seed, state.step)
+    loss_of = goal.batch(torch.Generator().manual_seed(seed))
 
     def gradient(size: int) -> float:
         draw_from(state.denoiser, seed)
-        return _accumulate(state.denoiser, x_0, y, log_snr, eps, code, size, settings.cross_entropy)
+        return _accumulate(state.denoiser, loss_of, settings.batch, size)
 
     try:
         size = state.fits_in_memory or settings.micro_batch or settings.batch
         loss, state.fits_in_memory = with_less_memory(gradient, size)
     except NoMemory as error:
-        raise _too_small(plan, state, x_0.shape[-1]) from error
+        raise _too_small(plan, state, goal.side) from error
     if math.isfinite(loss):
         _take(plan, state)
     return loss
 
 
-def _take(plan: Plan, state: State) -> None:
+def _take(plan: Training, state: State) -> None:
     """The step itself, along the gradient that is there."""
     state.changing = True  # until the loop has noted the step
     torch.nn.utils.clip_grad_norm_(state.denoiser.parameters(), plan.settings.clip)
@@ -118,7 +100,7 @@ def _take(plan: Plan, state: State) -> None:
     state.step += 1
 
 
-def _too_small(plan: Plan, state: State, side: int) -> ConfigError:
+def _too_small(plan: Training, state: State, side: int) -> ConfigError:
     """The error if not even one image fits into the memory."""
     parameters = sum(p.numel() for p in state.denoiser.parameters())
     # Weights, gradient, two moments and the average, in float32.
@@ -136,27 +118,13 @@ def _too_small(plan: Plan, state: State, side: int) -> ConfigError:
     )
 
 
-def _accumulate(
-    denoiser: Denoiser,
-    x_0: Tensor,
-    y: Tensor,
-    log_snr: Tensor,
-    eps: Tensor,
-    code: Tensor,
-    size: int,
-    cross_entropy: float,
-) -> float:
-    """Gradient of the mean loss, ``size`` images at a time; returns the loss."""
-    denoiser.train()
-    denoiser.zero_grad(set_to_none=True)
-    device = next(denoiser.parameters()).device
+def _accumulate(network: nn.Module, loss_of: LossOfRows, batch: int, size: int) -> float:
+    """Gradient of the mean loss of a batch, ``size`` images at a time; returns the loss."""
+    network.train()
+    network.zero_grad(set_to_none=True)
     total = 0.0
-    for part in torch.arange(len(x_0)).split(size):
-        batch = (x_0[part].to(device), y[part], log_snr[part], eps[part].to(device), code[part])
-        each = (
-            hybrid_loss(denoiser, *batch, cross_entropy) if cross_entropy else training_loss(denoiser, *batch)
-        )
-        loss = each.sum() / len(x_0)
+    for part in torch.arange(batch).split(size):
+        loss = loss_of(network, part).sum() / batch
         loss.backward()
         total += loss.item()
     return total

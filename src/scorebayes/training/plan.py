@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import DataError
 from scorebayes.storage.checkpoint import Checkpoints
 from scorebayes.training.settings import TrainConfig
+
+if TYPE_CHECKING:
+    from scorebayes.training.state import State
+
+LossOfRows = Callable[[Any, Tensor], Tensor]
 
 
 class Examples(Protocol):
@@ -45,6 +50,57 @@ class Examples(Protocol):
 
     def middle(self, rows: NDArray[np.int64]) -> Tensor:
         """The same examples for evaluation, without noise [B, C, H, W] float32."""
+        ...
+
+
+class Training(Protocol):
+    """What the loop knows of a training: where its files are, its settings, and its new network."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def settings(self) -> TrainConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def checkpoints(self) -> Checkpoints: ...
+
+    @property
+    def log(self) -> Path: ...
+
+    @property
+    def new_denoiser(self) -> Callable[[], Any]: ...
+
+    @property
+    def start(self) -> Callable[[Any], None]: ...
+
+
+class Goal(Protocol):
+    """What a network is trained for: the loss of a batch, and what validation images say. side: of an image, in pixels."""
+
+    @property
+    def side(self) -> int: ...
+
+    def require(self) -> None:
+        """DataError where the examples do not suffice."""
+        ...
+
+    def batch(self, generator: torch.Generator) -> LossOfRows:
+        """Draw a batch, all its random numbers from the generator: (network, rows of the batch) -> losses of these rows."""
+        ...
+
+    def look(self, network: Any) -> dict[str, float]:
+        """Figures of the validation images, for the log. ``val_log_loss`` chooses among the checkpoints."""
+        ...
+
+    def choose(self, state: State) -> None:
+        """Keep the final weights, at the end of the training."""
         ...
 
 

@@ -18,7 +18,7 @@ from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import KEPT_STATES, pack, unpack
 from scorebayes.storage.log import append_to_log, read_log, write_log_anew
 from scorebayes.training.batches import step_seed
-from scorebayes.training.plan import Plan
+from scorebayes.training.plan import Training
 from scorebayes.training.random import lent_random_numbers
 from scorebayes.training.schedule import average_decay
 
@@ -55,7 +55,7 @@ class State:
         return {"model": self.denoiser, "average": self.average}
 
 
-def new_state(plan: Plan) -> State:
+def new_state(plan: Training) -> State:
     """A training that has not begun."""
     settings = plan.settings
     with lent_random_numbers(step_seed(plan.seed, -1)):
@@ -72,7 +72,7 @@ def new_state(plan: Plan) -> State:
     return State(denoiser, average, optimizer)
 
 
-def save(plan: Plan, state: State, val_log_loss: float) -> None:
+def save(plan: Training, state: State, val_log_loss: float) -> None:
     """The averaged weights (unless training was interrupted between validations) and all that resuming needs."""
     if math.isfinite(val_log_loss):
         plan.checkpoints.save("step", state.step, state.averaged.state_dict(), val_log_loss=val_log_loss)
@@ -85,7 +85,7 @@ def save(plan: Plan, state: State, val_log_loss: float) -> None:
     plan.checkpoints.keep("state", lambda entries: sorted(entries, key=lambda e: e["step"])[-KEPT_STATES:])
 
 
-def restore(plan: Plan, state: State) -> State:
+def restore(plan: Training, state: State) -> State:
     """Fill a new state from the newest checkpoint, if there is one, and forget what was logged after it."""
     found = plan.checkpoints.newest_state()
     _cut_log(plan.log, found[0]["step"] if found else 0)
@@ -105,7 +105,7 @@ def restore(plan: Plan, state: State) -> State:
     return state
 
 
-def roll_back(plan: Plan, state: State) -> State:
+def roll_back(plan: Training, state: State) -> State:
     """After a loss that is not finite: the last checkpoint (or the start) at half the rate."""
     if state.rollbacks >= MAX_ROLLBACKS:
         raise NumericalError(

@@ -109,7 +109,7 @@ def lesion_shares(
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row, record in enumerate(test.records):
         x = run.standardise(test.images[row : row + 1])
-        mask = source.lesion_mask(record)
+        mask = source.mask(record)
         area.append((float(mask.mean()), 1.0))
         bright.append((_share_within(run.restore(x)[0].mean(axis=0), mask), 1.0))
         for method, shown in _maps(run, baseline, x, record.image_id, int(test.labels[row])).items():

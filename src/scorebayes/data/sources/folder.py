@@ -288,7 +288,7 @@ class Folder:
                 "folder: patient_pattern is given, but the table already names the patients.",
                 "Leave out patient_pattern.",
             )
-        search = _compile(pattern)
+        search = compile_pattern(pattern)
         found = [(row, search.search(pattern_text(pattern, row.name))) for row in rows]
         for row, match in found:
             if not (match and match[1]):
@@ -378,7 +378,8 @@ def positive_class(kind: str, names: Sequence[str], positive: str | None) -> int
     return telling[0] if telling else len(names) - 1
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A pattern with one group. ConfigError for any other."""
     try:
         search = re.compile(pattern)
     except re.error as error:

@@ -99,7 +99,7 @@ class Phantom:
         levels = 2**self.bits - 1
         return (np.round(np.clip(tissue + mass, 0, 1) * levels) / levels).astype(np.float32)
 
-    def lesion_mask(self, record: Record) -> NDArray[np.bool_]:
+    def mask(self, record: Record) -> NDArray[np.bool_]:
         """Where the mass is, spicules included: [size, size]."""
         _, mass = self._render(record)
         return mass > 0.2 * mass.max()

@@ -104,6 +104,7 @@ class UNet(nn.Module):
     patch: side of the space-to-depth folding; odd sizes are padded.
     dropout: inside the residual blocks.
     label_in: "all" blocks or the "decoder" only.
+    out_channels: of the output; by default those of the picture.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class UNet(nn.Module):
         patch: Annotated[int, Field(ge=1, le=8)] = 2,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         label_in: Literal["all", "decoder"] = "all",
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= len(channels) <= MOST_RESOLUTIONS:
@@ -159,7 +161,7 @@ class UNet(nn.Module):
             self.up.append(_Stage(widths, embed, dropout, use_heads[i]))
         self.middle = _Stage([(channels[-1], channels[-1])], embed, dropout, use_heads[-1])
         self.norm = nn.GroupNorm(_groups(channels[0]), channels[0])
-        self.head = _zero(nn.Conv2d(channels[0], folded, 3, padding=1))
+        self.head = _zero(nn.Conv2d(channels[0], (out_channels or image_channels) * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, level: Tensor, y: Tensor, augment: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], level [B] of order one, y [B] (``n_classes`` = null), augment [B, A] -> [B, C, H, W]."""
