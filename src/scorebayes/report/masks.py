@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from scorebayes.errors import ConfigError, DataError, command
+from scorebayes.storage import sealed
 from scorebayes.storage.atomic import write_atomically
 
 SPLITS = ("test", "val")
@@ -81,9 +82,9 @@ def write_mask_report(run_dir: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is missing or damaged ({error}).", "Make it again.") from error
+        return sealed.read_json(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing.", "Make it again.") from error
 
 
 def _said(value: float | int | None) -> str:

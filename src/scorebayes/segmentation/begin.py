@@ -17,7 +17,8 @@ from scorebayes.runs.inputs import data_options, grey_statistics, make_directory
 from scorebayes.segmentation.config import resolve_masks
 from scorebayes.segmentation.examples import MaskedSet, oddities, read_all, suggest
 from scorebayes.segmentation.run import MaskFacts, MaskRun, create_mask_run
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
+from scorebayes.storage.lock import locked
 from scorebayes.storage.spreadsheet import csv_text
 
 
@@ -29,11 +30,19 @@ def start_mask_run(
     Official splits are kept; otherwise images are divided by patient and, where nobody names the patients, with their
     copies. ConfigError if the directory holds something else, DataError if the data cannot be used.
     """
+    make_directory(path)
+    with locked(path):
+        require_empty(path)
+        sealed.begin(path)
+        return _started(path, data, layers, preset, device)
+
+
+def _started(
+    path: Path, data: str, layers: Sequence[Mapping[str, Any]], preset: str, device: torch.device
+) -> tuple[MaskRun, dict[str, MaskedSet]]:
     options = data_options(layers)
     source = open_mask_source(data, **options)
     records = source.records()
-    make_directory(path)
-    require_empty(path)
     given = {"data": {"source": data, "options": options or None}}
     config = resolve_masks(*layers, given, preset=preset, defaults=suggest(source, records))
     found, rejected = read_all(path, config, source, records, options)
@@ -62,7 +71,8 @@ def start_mask_run(
         {"image_id": r.image_id, "patient_id": r.patient_id, "split": splits[r.image_id]}
         for r in images.records
     ]
-    pd.DataFrame(table).to_parquet(path / "split.parquet", index=False)
+    with sealed.replacing(path / "split.parquet") as partial:
+        pd.DataFrame(table).to_parquet(partial, index=False)
     audit = leakage_audit(images.records, splits, images.images)
     across = audit["same_pixels_across_splits"]
     if across:
@@ -76,7 +86,7 @@ def start_mask_run(
     frame = pd.DataFrame(
         [(r.image_id, r.path, r.reason) for r in left_out], columns=["image_id", "path", "reason"]
     )
-    write_atomically(path / "quarantine.csv", csv_text(frame))
+    sealed.write(path / "quarantine.csv", csv_text(frame))
     create_mask_run(run)
     if left_out:
         warnings.warn(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorebayes.errors import DataError
-from scorebayes.storage.atomic import replacing
+from scorebayes.storage import sealed
+from scorebayes.storage.arrays import read_arrays, write_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +44,14 @@ class Drawn:
 
     def save(self, path: Path) -> None:
         """As one npz file, whole or not at all."""
-        with replacing(path) as partial, partial.open("wb") as file:
-            arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "keys"}
-            np.savez_compressed(file, keys=np.array(self.keys, dtype=str), **arrays)
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "keys"}
+        write_arrays(path, {"keys": np.array(self.keys, dtype=str), **arrays})
 
     @classmethod
     def load(cls, path: Path) -> Drawn:
-        """What ``save`` wrote. DataError if the file is damaged."""
+        """What ``save`` wrote. DataError if the file is damaged, ConfigError if it was changed."""
+        arrays = read_arrays(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
             return cls(keys=tuple(arrays.pop("keys").tolist()), **arrays)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-            raise DataError(f"{path} is damaged ({error}).", "Delete it and score again.") from error
+        except (KeyError, TypeError) as error:
+            raise sealed.damaged(path, error) from error

@@ -6,11 +6,10 @@ calibration.json  masks-<split>.npz  metrics-<split>.json  cases-<split>.csv  qu
 
 from __future__ import annotations
 
-import fcntl
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +27,7 @@ from scorebayes.data.pixels.images import open_picture
 from scorebayes.data.pixels.numbers import as_image, to_unit
 from scorebayes.diffusion.score import Denoiser
 from scorebayes.errors import ConfigError, DataError, command
-from scorebayes.runs.config import read_toml
+from scorebayes.runs.config import parse_toml
 from scorebayes.runs.device import environment, has_bf16, pick_device
 from scorebayes.runs.reader import size_warning
 from scorebayes.runs.run import key_of
@@ -37,8 +36,10 @@ from scorebayes.segmentation.decision import MaskDecision
 from scorebayes.segmentation.drawn import Drawn
 from scorebayes.segmentation.examples import MaskedSet, mask_source, read_all
 from scorebayes.segmentation.posterior import Clock, draw, together
-from scorebayes.storage.atomic import write_atomically
+from scorebayes.storage import sealed
 from scorebayes.storage.checkpoint import Checkpoints
+from scorebayes.storage.frames import read_frame
+from scorebayes.storage.lock import locked
 
 FORMAT = 1
 TASK = "segment"
@@ -141,7 +142,7 @@ class MaskRun:
     @property
     def split(self) -> pd.DataFrame:
         """image_id, patient_id, split of every image."""
-        return pd.read_parquet(self.path / "split.parquet")
+        return read_frame(self.path / "split.parquet")
 
     def examples(self, split: str) -> MaskedSet:
         """The images of a split with their masks, as ``split.parquet`` lists them. DataError if the data have changed."""
@@ -184,23 +185,14 @@ class MaskRun:
                 f"{self.calibration_path}: the run is not calibrated.",
                 f"Finish it with `{command('train', '--resume', self.path)}`.",
             )
-        return MaskDecision.from_dict(json.loads(self.calibration_path.read_text()))
+        return MaskDecision.from_dict(sealed.read_json(self.calibration_path))
 
     def write_json(self, name: str, content: Any) -> None:
-        write_atomically(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
+        sealed.write(self.path / name, json.dumps(content, indent=1, default=str) + "\n")
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lock the directory: a second process in it is refused."""
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{self.path}: another process is working in this run directory.",
-                    "Wait until it is done, or stop it.",
-                ) from error
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the directory: a second process in it is refused. The lock of a dead process does not count."""
+        return locked(self.path)
 
 
 def is_mask_run(path: str | Path) -> bool:
@@ -218,7 +210,7 @@ def create_mask_run(run: MaskRun) -> None:
     stored = {"task": TASK, "format": FORMAT, "pipeline": pipeline, **asdict(facts.info)}
     run.write_json("source.json", {**stored, "mean": facts.mean, "std": facts.std})
     run.write_json("environment.json", environment(run.device))
-    write_atomically(run.path / "config.toml", run.config.to_toml())
+    sealed.write(run.path / "config.toml", run.config.to_toml())
 
 
 def open_mask_run(path: str | Path, device: str = "auto") -> MaskRun:
@@ -228,9 +220,15 @@ def open_mask_run(path: str | Path, device: str = "auto") -> MaskRun:
         raise ConfigError(
             f"{path}: not a segmentation run.", "Make one with 'scorebayes train --task segment'."
         )
-    config = resolve_masks(read_toml(path / "config.toml"), preset=None)
+    if not sealed.is_sealed(path):
+        raise ConfigError(
+            f"{path}: {sealed.SEAL} is missing, so that the files of the run cannot be checked.",
+            f"Restore it, or seal the files as they are: `{command('doctor', path, '--accept')}`.",
+        )
+    content = sealed.read(path / "config.toml")
+    config = resolve_masks(parse_toml(path / "config.toml", content), preset=None)
     try:
-        stored = json.loads((path / "source.json").read_text())
+        stored = sealed.read_json(path / "source.json")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: source.json is missing.", "Restore it, or train again.") from error
     written, pipeline = stored.pop("format"), stored.pop("pipeline")

@@ -5,7 +5,6 @@ They have no samples: their mask comes from one probability for each pixel, cali
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from scorebayes.segmentation.fit import Guess, MaskTraining
 from scorebayes.segmentation.posterior import Clock, guess_only, together
 from scorebayes.segmentation.run import MaskRun
 from scorebayes.segmentation.stages import insides
+from scorebayes.storage import sealed
 from scorebayes.training.cost import step_cost
 from scorebayes.training.loop import fit
 
@@ -75,7 +75,7 @@ def fit_segmenter(run: MaskRun, name: str, steps: int | None = None) -> Path:
     settings = replace(run.config.train, steps=steps or run.config.train.steps)
     train, val = run.examples("train"), run.examples("val")
     training = MaskTraining(folder, settings, run.config.seed, run.device, lambda: _new(run, name))
-    folder.mkdir(parents=True, exist_ok=True)
+    sealed.make_folder(folder)
     fit(training, Guess(settings, run.config.segment, run.standardise, train, val, run.config.seed))
     decision = fit_decision(segment_split(run, name, "val"), val.masks, insides(val.frames), run.config.seed)
     run.write_json(f"segmenters/{name}/calibration.json", decision.to_dict())
@@ -114,7 +114,7 @@ def judge_segmenter(run: MaskRun, name: str, split: str) -> dict[str, Any]:
 
 def decision_of(run: MaskRun, name: str) -> MaskDecision:
     """What validation images fixed for a trained segmenter."""
-    return MaskDecision.from_dict(json.loads((_folder(run, name) / "calibration.json").read_text()))
+    return MaskDecision.from_dict(sealed.read_json(_folder(run, name) / "calibration.json"))
 
 
 def segmenter_cost(run: MaskRun, name: str) -> int:

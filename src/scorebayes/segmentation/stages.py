@@ -26,6 +26,7 @@ from scorebayes.segmentation.figures import each_image, summary
 from scorebayes.segmentation.fit import MaskScore, MaskTraining
 from scorebayes.segmentation.pictures import save_cases
 from scorebayes.segmentation.run import MaskRun, open_mask_run
+from scorebayes.storage import sealed
 from scorebayes.storage.atomic import write_atomically
 from scorebayes.storage.spreadsheet import csv_text
 from scorebayes.training.loop import fit
@@ -106,7 +107,7 @@ def evaluate_masks(run: MaskRun, split: str) -> dict[str, Any]:
     inside = insides(found.frames)
     cases = each_image(drawn, decision, found.masks, inside)
     frame = pd.DataFrame({"image_id": found.keys, **cases})
-    write_atomically(run.path / f"cases-{split}.csv", csv_text(frame))
+    sealed.write(run.path / f"cases-{split}.csv", csv_text(frame))
     pixels = (found.images.images / (2.0**found.images.bits - 1)).astype(np.float32)
     shown = save_cases(
         run.path / f"overlays-{split}",
@@ -142,6 +143,7 @@ def predict_masks(
     files = [file for path in paths for file in (list_images(path).images if path.is_dir() else [path])]
     answers, names = [], _names_of(files)
     if out is not None:
+        sealed.require_free(out)
         out.mkdir(parents=True, exist_ok=True)
     with progress_bar("predict", len(files)) as advance:
         for row, (file, name) in enumerate(zip(files, names, strict=True)):

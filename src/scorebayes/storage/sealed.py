@@ -46,6 +46,7 @@ RESERVED = (
     SEAL, *MARKS, "lock*", "timings.json", "environment.json", "audit.json", "split.parquet", "*.jsonl",
     "quarantine.csv", "calibration*", "metrics-*", "predictions-*", "evidence*", "loglik-*", "report.*", "model-card.md",
     "thumbnails.npz", "samples.*", "*.safetensors", "cache*", "checkpoints*", "features*", "pooled*", "baselines*",
+    "masks-*", "cases-*", "overlays-*", "segmenters*",
 )  # fmt: skip
 """Names that outputs of users must not have within a run."""
 Digests = dict[str, tuple[str, ...]]  # by the file's name within the run; two while a file is being replaced
