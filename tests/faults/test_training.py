@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -135,8 +136,12 @@ def test_a_directory_in_use_or_not_empty_is_refused(tmp_path):
     run = train_tiny(tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
         train_tiny(tmp_path / "run")
-    with run.locked(), pytest.raises(ConfigError, match="another process"):
-        train_tiny(tmp_path / "run", resume=True)
+    with (
+        run.locked(),
+        ThreadPoolExecutor(1) as elsewhere,  # whoever holds the lock may go on
+        pytest.raises(ConfigError, match="another process"),
+    ):
+        elsewhere.submit(train_tiny, tmp_path / "run", resume=True).result()
 
 
 def test_resuming_under_another_configuration_names_the_difference(tmp_path):
