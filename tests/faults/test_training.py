@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -138,10 +139,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_directory_that_is_not_empty_is_refused(tmp_path):
-    trained_tiny(tmp_path / "run")
+def test_a_directory_in_use_or_not_empty_is_refused(tmp_path):
+    run = trained_tiny(tmp_path / "run")
     with pytest.raises(ConfigError, match="--resume"):
         train_tiny(tmp_path / "run")
+    with (
+        run.locked(),
+        ThreadPoolExecutor(1) as elsewhere,  # whoever holds the lock may go on
+        pytest.raises(ConfigError, match="another process"),
+    ):
+        elsewhere.submit(train_tiny, tmp_path / "run", resume=True).result()
 
 
 def test_resuming_under_another_configuration_names_the_difference(tmp_path):

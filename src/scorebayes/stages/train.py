@@ -22,7 +22,7 @@ from scorebayes.runs.run import Run, open_run, reconfigured
 from scorebayes.stages.calibrate import calibrate
 from scorebayes.stages.score import read_table, score_split
 from scorebayes.storage.checkpoint import Checkpoints
-from scorebayes.storage.lock import HELD, LOCK, locked
+from scorebayes.storage.lock import LOCK, locked
 from scorebayes.tasks.classify import known_of
 from scorebayes.training.plan import require_classes
 
@@ -164,14 +164,15 @@ def _images_of(run: Run) -> TrainingImages:
 
 @contextmanager
 def _directory(path: Path) -> Iterator[None]:
-    """The run directory, made and locked before anything is written. It goes again where nothing came into it."""
+    """The run directory, made and locked before anything is written. The lock goes again where no run came of it, and so
+    does the directory where it is empty."""
     lock_is_new = not os.path.lexists(path / LOCK)
     made = make_directory(path)
     with locked(path):
         try:
             yield
         finally:
-            if lock_is_new and path.is_dir() and {entry.name for entry in path.iterdir()} <= {LOCK, HELD}:
+            if lock_is_new and not (path / "config.toml").exists():
                 (path / LOCK).unlink(missing_ok=True)
                 for folder in made:
                     with suppress(OSError):  # it holds something
