@@ -19,7 +19,7 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 MOST_BYTES = 2 * 2**30  # of an array, and of the facts
-_FEW_BYTES = 1 << 16  # sent in one piece with the facts
+_FEW_BYTES = 1 << 20  # sent in one piece with the facts, so that the other side wakes once
 
 Write = Callable[[memoryview], int | None]
 Fill = Callable[[memoryview], int | None]
