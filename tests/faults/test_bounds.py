@@ -10,6 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from fixtures.native_trees import inbreast
@@ -140,6 +141,19 @@ def test_labels_that_would_be_a_million_classes(tmp_path, label) -> None:
         }
         np.savez(tmp_path / "b.npz", **parts)
         assert "at most 1000 are possible" in refusal(open_source, f"medmnist:{tmp_path / 'b.npz'}")
+
+
+def test_values_beyond_the_declared_bits_are_refused(tmp_path) -> None:
+    """They were read as pixels above 1."""
+    stream = imagecodecs.ljpeg_encode(
+        np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32), bitspersample=12
+    )
+    path = tmp_path / "a.jpg"
+    path.write_bytes(stream)
+    assert read_image(path).max() <= 1
+    at = stream.index(b"\xff\xc3") + 4
+    path.write_bytes(stream[:at] + b"\x0a" + stream[at + 1 :])
+    assert "says that they have 10 bits" in refusal(read_image, path)
 
 
 # --- tables -------------------------------------------------------------------------------------------------

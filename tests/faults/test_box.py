@@ -235,6 +235,30 @@ def test_where_no_process_can_be_started_this_one_decodes_and_says_so(tmp_path, 
         read_image(path.with_name("gone.png"))
 
 
+def test_limits_hold_whatever_the_program_did_with_the_signals(ill, tmp_path) -> None:
+    """Ignored and blocked signals are handed down to processes that are started."""
+    block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF, signal.SIGALRM})\n"
+    block += "signal.signal(signal.SIGPROF, signal.SIG_IGN); signal.signal(signal.SIGALRM, signal.SIG_IGN)\n"
+    path = str(some(ill, "loop"))
+    script = f"from scorebayes import read_image\ntry: read_image({path!r})\nexcept Exception as e: print(e)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", block + script], env=environment, timeout=60, text=True, stdout=-1
+    )
+    assert WORDS["loop"] in done.stdout
+
+
+def test_a_disk_that_fails_and_a_folder_that_is_gone_are_told(tmp_path, monkeypatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(DataError, match="nor does the working directory"):
+        read_image("a.png")
+    if LINUX and os.access("/proc/self/mem", os.R_OK):
+        with pytest.raises(DataError):
+            read_image("/proc/self/mem")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="signals of Unix")
 def test_half_an_answer_is_never_taken_for_the_next(ill, monkeypatch) -> None:
     good = some(ill, "good")

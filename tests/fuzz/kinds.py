@@ -27,10 +27,10 @@ from scorebayes.data.sources.inbreast import read_regions
 from scorebayes.decision.table import EvidenceTable
 from scorebayes.errors import ScoreBayesError
 from scorebayes.runs.config import read_toml, resolve
-from scorebayes.runs.run import open_run
+from scorebayes.runs.run import Facts, Run, create_run, open_run
 from scorebayes.storage.checkpoint import Checkpoints
 
-PHANTOM = {"data": {"source": "phantom"}}
+PHANTOM = {"data": {"source": "phantom"}, "prepare": {"size": 64, "bits": 8}}
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,9 @@ def _toml(_: Path) -> list[bytes]:
     return [resolve(PHANTOM, preset=preset).to_toml().encode() for preset in ("small", "tiny", "paper")]
 
 
-def _fake_run(*names: str) -> Callable[[Path], list[bytes]]:
-    def seeds(folder: Path) -> list[bytes]:
-        run = write_fake_run(folder / "run", n_patients=4)
-        return [path.read_bytes() for name in names for path in sorted(run.glob(name))]
-
-    return seeds
+def _parts(folder: Path) -> list[bytes]:
+    run = write_fake_run(folder / "run", n_patients=4)
+    return [path.read_bytes() for path in sorted(run.glob("evidence-test.parquet/*.parquet"))]
 
 
 def _read_table(path: Path) -> object:
@@ -210,8 +207,17 @@ def _read_tensors(path: Path) -> object:
     )
 
 
+def _source_json(folder: Path) -> list[bytes]:
+    source = open_source("phantom:n_patients=4")
+    run = Run(
+        folder, resolve(PHANTOM, preset="tiny"), Facts(source.info, 0.5, 0.2, (3, 3)), torch.device("cpu")
+    )
+    create_run(run)
+    return [(folder / "source.json").read_bytes()]
+
+
 def _read_source_json(path: Path) -> object:
-    """``source.json`` of a run; the configuration beside it is good."""
+    """The facts of a run; the configuration beside them is good."""
     path.with_name("config.toml").write_text(resolve(PHANTOM, preset="tiny").to_toml())
     return open_run(path.parent, "cpu").classes
 
@@ -228,6 +234,6 @@ KINDS = {
     "plist": Kind(_annotations(True), read_regions, "a.xml"),
     "TOML": Kind(_toml, lambda path: resolve(read_toml(path)), "config.toml"),
     "safetensors": Kind(_tensors, _read_tensors, "step-1.safetensors"),
-    "Parquet": Kind(_fake_run("evidence-test.parquet/*.parquet"), _read_table, "part-000000.parquet"),
-    "JSON": Kind(_fake_run("source.json"), _read_source_json, "source.json"),
+    "Parquet": Kind(_parts, _read_table, "part-000000.parquet"),
+    "JSON": Kind(_source_json, _read_source_json, "source.json"),
 }  # fmt: skip

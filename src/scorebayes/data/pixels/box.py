@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -63,7 +64,7 @@ class _Worker:
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
             # -P: a file named numpy.py in the working directory is not imported.
-            [sys.executable, "-P", "-m", "scorebayes.data.pixels.box_worker"],
+            [sys.executable, "-P", "-W", "ignore", "-m", "scorebayes.data.pixels.box_worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             env={**os.environ, **single, "PYTHONPATH": os.pathsep.join(roots)}, **_OWN_GROUP,
         )  # fmt: skip
@@ -84,11 +85,11 @@ class _Worker:
 
     def is_there(self) -> bool:
         """Whether the process has started, which is waited for."""
-        if hasattr(signal, "pthread_kill"):  # not on Windows, where one can't wait for a pipe
-            import select
-
-            if not select.select([self.stdout], [], [], START_SECONDS)[0]:
-                return False
+        if sys.platform != "win32":  # where one can't wait for a pipe
+            with selectors.DefaultSelector() as selector:
+                selector.register(self.stdout, selectors.EVENT_READ)
+                if not selector.select(START_SECONDS):
+                    return False
         return self.stdout.read(1) == b"!"
 
     def end(self, seconds: float = 0.0) -> int | None:
@@ -118,7 +119,13 @@ _cannot_start = False
 
 
 def _ask(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    request = {**request, "path": str(path), "folder": "" if path.is_absolute() else str(Path.cwd())}
+    try:
+        folder = "" if path.is_absolute() else str(Path.cwd())
+    except OSError:
+        raise DataError(
+            f"{path} does not exist, nor does the working directory.", "Give the whole path."
+        ) from None
+    request = {**request, "path": str(path), "folder": folder}
     with _slots:
         answer = _asked(path, request)
     facts, _ = answer
@@ -140,7 +147,8 @@ def _asked(path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], list[An
             if not used or gone.status in _BY_TIME:
                 raise DataError(f"{path} {_cause(gone.status)}.", _AGAIN) from None
             continue
-        except ValueError:
+        except (ValueError, TypeError, KeyError):
+            worker.process.kill()
             worker.end()
             raise DataError(f"{path} misled the process that decoded it.", _AGAIN) from None
         except BaseException:  # Ctrl-C: half an answer may be on its way
@@ -177,22 +185,32 @@ def _take(fresh: bool) -> _Worker | None:
             return _idle.pop()
     if _cannot_start:
         return None
-    worker = None
-    if sys.executable and not getattr(sys, "frozen", False):
-        with contextlib.suppress(OSError):
-            worker = _Worker()
-    if worker is not None and worker.is_there():
-        return worker
-    if worker is not None:
-        worker.process.kill()
-        worker.end()
-    _cannot_start = True
-    warnings.warn(
-        "no process can be started to decode images in, so this one decodes them; a hostile file can crash it.",
-        RuntimeWarning,
-        stacklevel=6,
-    )
-    return None
+    worker = _start()
+    if worker is None:
+        _cannot_start = True
+        warnings.warn(
+            "no process can be started to decode images in, so this one decodes them; a hostile file can crash it.",
+            RuntimeWarning,
+            stacklevel=6,
+        )
+    return worker
+
+
+def _start() -> _Worker | None:
+    if not sys.executable or getattr(sys, "frozen", False):
+        return None
+    try:
+        worker = _Worker()
+    except OSError:
+        return None
+    there = False
+    try:
+        there = worker.is_there()
+    finally:  # also where Ctrl-C comes
+        if not there:
+            worker.process.kill()
+            worker.end()
+    return worker if there else None
 
 
 def _without(request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -230,6 +248,7 @@ def _forget() -> None:
         for end in (worker.stdin, worker.stdout):
             with contextlib.suppress(OSError):
                 end.close()
+        worker.process.returncode = 0  # nothing is to be said about it when it is forgotten
     _all.clear()
     _idle.clear()
 

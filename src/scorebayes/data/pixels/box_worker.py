@@ -28,10 +28,10 @@ except ImportError:  # Windows
 
 def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray]]:
     """Facts and arrays for one request."""
-    if request["folder"]:
-        os.chdir(request["folder"])
     path = Path(request["path"])
     try:
+        if request["folder"]:
+            os.chdir(request["folder"])
         if request["what"] == "bits":
             return {"bits": read_bits(path)}, []
         content = read_content(path, request["modalities"])
@@ -39,6 +39,13 @@ def answer(request: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray]]:
         return {"problem": error.problem, "remedy": error.remedy}, []
     except MemoryError:
         return {"out_of_memory": True}, []
+    except OSError as error:
+        return {"problem": f"{path} cannot be read: {error.strerror}.", "remedy": "Check the disk."}, []
+    except Exception as error:  # no list of what decoders raise has ever been complete
+        return {
+            "problem": f"{path} cannot be decoded ({type(error).__name__}).",
+            "remedy": "Leave it out.",
+        }, []
     stored = content.stored
     facts = {
         "depth": stored.depth,
@@ -56,6 +63,11 @@ def main() -> None:
     for standard in (0, 1):  # what decoders print must not get among the answers
         os.dup2(silent, standard)
     _limit_memory()
+    if hasattr(signal, "setitimer"):  # whatever those who started this process have done with the signals
+        timers = {signal.SIGPROF, signal.SIGALRM}
+        for number in timers:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, timers)
     write(b"!")
     while True:
         try:
@@ -89,6 +101,8 @@ def _limit_memory() -> None:
     if sys.platform == "linux":
         pages, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
         most = MEMORY + (pages - resident) * resource.getpagesize()  # libraries reserve more than they use
+        there = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+        most = min([most, *there])
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     else:  # others accept the limit and don't keep to it
         threading.Thread(target=_watch_memory, daemon=True).start()

@@ -7,6 +7,7 @@ still lies in the image file is not sent: the JSON says where it lies.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 MOST_BYTES = 2 * 2**30  # of an array, and of the facts
-_FEW_BYTES = 1 << 16  # sent in one piece with the facts
+_FEW_BYTES = 1 << 20  # sent in one piece with the facts, so that the other side wakes once
 
 Write = Callable[[memoryview], int | None]
 Fill = Callable[[memoryview], int | None]
@@ -59,9 +60,10 @@ def _bytes(fill: Fill, length: int) -> bytes:
 
 
 def _inline(fill: Fill, described: dict[str, Any]) -> NDArray:
-    array = np.empty(_whole(described["shape"]), _numbers(described["dtype"]))
-    if array.nbytes > MOST_BYTES:
-        raise ValueError(array.nbytes)
+    shape, dtype = _whole(described["shape"]), _numbers(described["dtype"])
+    if math.prod(shape) * dtype.itemsize > MOST_BYTES:
+        raise ValueError(shape)
+    array = np.empty(shape, dtype)
     _filled(fill, array.reshape(-1).view(np.uint8))
     return array
 

@@ -197,7 +197,8 @@ def _rows(
 ) -> tuple[tuple[dict[str, str], ...], tuple[int, ...], int]:
     """The rows, the line on which each ends, and how many comments and repeated headers there are."""
     reader = _reader(text, separator, strict=True)
-    rows, lines, passed_over, width = [], [], 0, len(header)
+    rows: list[dict[str, str]] = []
+    lines, passed_over, width = [], 0, len(header)
     try:
         next(reader)
         for cells in reader:
