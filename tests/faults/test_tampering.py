@@ -32,7 +32,7 @@ from scorebayes.stages.predict import predict_files
 from scorebayes.stages.score import read_table
 from scorebayes.storage.lock import LOCK
 
-TRIES = int(os.environ.get("SCOREBAYES_TAMPER", 120))
+TRIES = int(os.environ.get("SCOREBAYES_TAMPER", 60))
 READ_BY_THE_REPORT = (
     "config", "source", "environment", "audit", "calibration", "metrics", "maker", "split_table", "predictions",
     "quarantine", "evidence", "weights", "log",
