@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,11 +130,14 @@ def _resized(values: NDArray[np.float32], height: int, width: int) -> NDArray[np
 
 
 def load_masks(
-    source: MaskSource, records: Sequence[Record], size: int
+    source: MaskSource, records: Sequence[Record], size: int, progress: Callable[[int], None] | None = None
 ) -> tuple[NDArray[np.bool_], list[Frame], list[Rejected]]:
-    """Masks [N, S, S] of the records that have a usable one, in order, their frames [N], and the others with the reason."""
+    """Masks [N, S, S] of the records that have a usable one, in order, their frames [N], and the others with the reason.
+    progress: called with the number of those that are done."""
     masks, frames, rejected = [], [], []
-    for record in records:
+    for done, record in enumerate(records):
+        if progress is not None:
+            progress(done)
         try:
             mask = source.mask(record)
         except DataError as error:

@@ -16,7 +16,8 @@ from scorebayes.data.base import Record, Rejected
 from scorebayes.data.load import ImageSet
 from scorebayes.data.masks import ODDITIES, Frame, load_masks, oddities_of
 from scorebayes.errors import DataError
-from scorebayes.runs.reader import Reader
+from scorebayes.progress import progress_bar
+from scorebayes.runs.reader import PATIENCE, Reader
 from scorebayes.segmentation.config import MaskConfig
 from scorebayes.segmentation.distance import signed_distance
 
@@ -82,7 +83,10 @@ def read_all(
     """Images with masks of any data set, prepared as those of the run in ``folder``; and what cannot be used."""
     reader = Reader(folder, config, source.info)
     images, rejected = reader.load(source, records, options)
-    masks, frames, without = load_masks(source, images.records, config.prepare.size)
+    with progress_bar("masks", len(images), patience=PATIENCE) as advance:
+        masks, frames, without = load_masks(
+            source, images.records, config.prepare.size, lambda done: advance(done, "")
+        )
     bad = {entry.image_id for entry in without}
     if bad:
         images = images.subset([row for row, key in enumerate(images.keys) if key not in bad])
