@@ -65,7 +65,7 @@ def statistics(maps: Tensor) -> Tensor:
 
 
 class FeatureMaps:
-    """The maps of an encoder, and their principal components.
+    """The maps of an encoder's deepest stage, and their principal components.
 
     path: of the file with the components. components: how many are kept.
     """
@@ -90,8 +90,11 @@ class FeatureMaps:
 
     def whitened(self, maps: Tensor) -> Tensor:
         """[N, 2, F, h, w] -> principal components of unit variance [N, 2, K, h, w]."""
-        centred = maps - self.basis["mean"][:, None, None]
+        centred = self._deepest(maps) - self.basis["mean"][:, None, None]
         return torch.einsum("kf,nmfhw->nmkhw", self.basis["axes"], centred)
+
+    def _deepest(self, maps: Tensor) -> Tensor:
+        return maps[:, :, -self.encoded.encoder.deepest :]
 
     @cached_property
     def basis(self) -> dict[str, Tensor]:
@@ -109,7 +112,7 @@ class FeatureMaps:
         """Principal axes of the cells of the training maps, scaled to unit variance."""
         if self.path.exists():
             return
-        cells = maps.float().permute(0, 1, 3, 4, 2).flatten(0, 3).double()
+        cells = self._deepest(maps).float().permute(0, 1, 3, 4, 2).flatten(0, 3).double()
         mean = cells.mean(dim=0)
         covariance = (cells - mean).T @ (cells - mean) / len(cells)
         variances, axes = torch.linalg.eigh(covariance)

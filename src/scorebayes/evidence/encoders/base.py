@@ -65,6 +65,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def deepest(self) -> int:
+        """How many of them are of the last stage that the map shows; they come last."""
+        ...
+
+    @property
     def pooled_features(self) -> int:
         """Length of what ``pooled`` gives."""
         ...
@@ -153,6 +158,10 @@ class TorchEncoder(abc.ABC):
     @cached_property
     def channels(self) -> int:
         return self._probed(self).shape[1]
+
+    @property
+    def deepest(self) -> int:
+        return self.channels
 
     @cached_property
     def cells(self) -> int:

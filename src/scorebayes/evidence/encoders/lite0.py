@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ class Lite0(TorchEncoder):
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.WEIGHTS} {STAGES}".encode()).hexdigest()
+        return self.WEIGHTS
 
     @property
     def cells(self) -> int:  # type: ignore[override]  # known without asking the network
@@ -53,6 +52,10 @@ class Lite0(TorchEncoder):
     @property
     def channels(self) -> int:  # type: ignore[override]
         return sum(STAGES.values())
+
+    @property
+    def deepest(self) -> int:
+        return list(STAGES.values())[-1]
 
     @property
     def pooled_features(self) -> int:  # type: ignore[override]

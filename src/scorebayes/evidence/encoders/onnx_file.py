@@ -92,6 +92,10 @@ class OnnxFile:
         return self._probed.shape[1]
 
     @property
+    def deepest(self) -> int:
+        return self.channels
+
+    @property
     def pooled_features(self) -> int:
         return self.channels
 
