@@ -98,10 +98,10 @@ def test_training_comes_to_the_same_weights(run, device, tmp_path):
 def test_a_stopped_training_goes_on_to_the_same_weights(run, device, tmp_path, monkeypatch):
     step = training._step
 
-    def stopped(plan, state):
+    def stopped(plan, goal, state):
         if state.step == 8:
             raise KeyboardInterrupt
-        return step(plan, state)
+        return step(plan, goal, state)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "_step", stopped)

@@ -189,6 +189,7 @@ def test_arrays_of_the_classifier_are_prepared_as_in_training() -> None:
 
 
 def _reader(folder: Path, data: str, options: dict[str, Any], source: Source, **prepare: Any) -> Reader:
+    folder.mkdir(exist_ok=True)
     suggested = {"size": 16, "channels": source.info.channels, "bits": source.info.bits}
     layer = {"data": {"source": data, "options": options}, "prepare": suggested | prepare}
     return Reader(folder, resolve(layer), source.info)

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from scorebayes.cli.main import app
 from scorebayes.explain.pictures import folder_of
 from scorebayes.runs.run import open_run
+from scorebayes.storage import sealed
 
 pytest_plugins = ["fixtures.terminal"]
 GUIDE = Path(__file__).parents[2] / "docs" / "guide.md"
@@ -114,10 +115,10 @@ def test_stopped_and_resumed_the_weights_are_those_of_an_undisturbed_run(tmp_pat
 
     real = loop._step
 
-    def step(plan: Any, state: Any) -> float:
+    def step(plan: Any, goal: Any, state: Any) -> float:
         if state.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(plan, state)
+        return real(plan, goal, state)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", step)
@@ -188,6 +189,7 @@ def test_a_failed_image_in_a_table_counts_as_unanswered(call, copy):
     frame = pd.read_parquet(part)
     frame.loc[frame["image_id"] == frame["image_id"].iloc[0], "status"] = "not finite"
     frame.to_parquet(part)
+    sealed.accept(copy)
     done = call("evaluate", copy, "--json", "--quiet")
     assert json.loads(done.out)["failed"] == 1 and done.code == 3
 

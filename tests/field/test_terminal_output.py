@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_prediction_needs_no_file_and_prints_a_row_for_each_image(call):
 
 def place_csv(call: Any, file: str) -> Path:
     assert call("predict", RUN, file, "--out", "one.csv", "--force", "--quiet").code == 0
-    return Path("one.csv")
+    return call.keywords["folder"] / "one.csv"
 
 
 def test_a_table_goes_to_standard_output_and_nothing_else_does(call):
@@ -74,7 +75,7 @@ def test_a_table_goes_to_standard_output_and_nothing_else_does(call):
     assert "bad.dcm" in done.err
 
 
-def test_an_explanation_says_what_it_explains(call):
+def test_an_explanation_says_what_it_explains(call, place):
     """U3: ``explain`` printed neither probability nor verdict."""
     done = call("explain", RUN, "images/case0.png", "--json", "--quiet")
     facts = json.loads(done.out)
@@ -87,7 +88,8 @@ def test_an_explanation_says_what_it_explains(call):
     assert (
         f"malignant {facts['posterior']['malignant']:.3f}" in told and f"verdict: {facts['verdict']}" in told
     )
-    assert f"{folder_of(open_run(RUN, 'cpu'), Path('images/case0.png'))}/evidence.png" in told
+    with chdir(place):
+        assert f"{folder_of(open_run(RUN, 'cpu'), Path('images/case0.png'))}/evidence.png" in told
 
 
 JSON = {

@@ -22,6 +22,7 @@ from scorebayes.stages import train as stages
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.predict import predict_files
 from scorebayes.stages.score import score_split
+from scorebayes.storage import sealed
 
 LEVELS, REPEATS = 6, 2
 NAMES = ["good", "inverted", "noise", "grey", "dark"]
@@ -175,6 +176,7 @@ def test_a_run_calibrated_before_typicality_was_judged_still_opens(run, pictures
     stored = json.loads(path.read_text())
     del stored["typicality"]
     path.write_text(json.dumps(stored))
+    sealed.accept(tmp_path / "old")
     old = open_run(tmp_path / "old")
     assert old.decision.typicality is None
     frame = predict_files(old, pictures)
@@ -250,6 +252,8 @@ def test_prediction_reports_a_posterior_within_two_standard_errors_of_the_thresh
         for distance, decided in ((1.9, "no"), (2.1, "yes")):
             cut = row["log_odds"] + distance * row["log_odds_std_error"]
             path.write_text(json.dumps({**json.loads(before), "threshold": 1 / (1 + np.exp(-cut))}))
+            sealed.accept(run.path)
             assert predict_files(open_run(run.path), good)["decided"].tolist() == [decided]
     finally:
         path.write_text(before)
+        sealed.accept(run.path)

@@ -168,7 +168,7 @@ def _names(classes: NDArray, name: str) -> NDArray[np.str_]:
     if classes.size != max(classes.shape, default=0) or classes.dtype.kind not in "biuUS":
         raise DataError(f"{name} is {classes.dtype} {classes.shape}.", "Expected one name per class.")
     require_few_classes(name, classes.size)
-    return _one_per_image(classes, name, classes.size).astype(str)
+    return _one_per_image(classes.reshape(-1), name, classes.size).astype(str)
 
 
 def _numbered(
