@@ -29,6 +29,7 @@ def train(
     resume: bool,
 ) -> Told:
     """Learn the posterior over masks."""
+    from scorebayes.data.split import judged_split
     from scorebayes.runs.device import pick_device
     from scorebayes.segmentation.stages import resume_masks, train_masks
 
@@ -46,8 +47,7 @@ def train(
         ("threshold", number(decision.threshold)),
         ("weights", f"samples {decision.samples:.2f}, first guess {decision.guess:.2f}"),
     ]
-    has_test = bool((run.split["split"] == "test").any())
-    following = command("score", path, "--split", "test" if has_test else "val")
+    following = command("score", path, "--split", judged_split(run.split["split"]))
     facts = {"run": path, "task": "segment", "steps": steps, "seconds": seconds, **decision.to_dict()}
     return Told(facts, f"trained and calibrated: {path}\n\n{aligned(rows)}\n\nnext: {following}")
 

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from scorebayes.cli import answer, learn
+from scorebayes.cli.common import open_run_dir
 from scorebayes.cli.face import Told
 
 
@@ -16,12 +17,11 @@ def all_command(**arguments: Any) -> Told:
 
     Example: scorebayes all --data folder:images --out runs/mine
     """
-    import pandas as pd
+    from scorebayes.data.split import judged_split
 
     run, device = arguments["out"], arguments["device"]
     trained = learn.train(**arguments, resume=(run / "config.toml").exists())
-    splits = pd.read_parquet(run / "split.parquet", columns=["split"])["split"]
-    split = "test" if (splits == "test").any() else "val"
+    split = judged_split(open_run_dir(run, "cpu").split["split"])
     answer.score(run, split, "", device)
     judged = answer.evaluate(run, split)
     answer.explain(run, split=split, device=device)

@@ -65,6 +65,11 @@ def split_patients(
     return {image_id: chosen[patient] for image_id, patient in whose.items()}
 
 
+def judged_split(splits: Iterable[str]) -> str:
+    """The split that figures are told of: "test", or "val" where no image is in it."""
+    return "test" if "test" in set(splits) else "val"
+
+
 def copies_of(records: Sequence[Record], images: Iterable[NDArray]) -> dict[str, Patient]:
     """Image id -> who stands for it and all images with the same pixels, for images without patient that have copies.
 

@@ -12,7 +12,7 @@ import inspect
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -192,15 +192,23 @@ class Config:
 
     def differences(self, other: Config, leave_out: Collection[str] = ()) -> list[str]:
         """Fields in which two configurations differ, as ``section.field: mine -> other's``; some sections left out."""
-        found = [] if self.seed == other.seed else [f"seed: {self.seed} -> {other.seed}"]
-        for name in (s for s in _SECTIONS if s not in leave_out):
-            mine, theirs = self.sections[name], other.sections[name]
-            found += [
-                f"{name}.{key}: {mine.get(key)} -> {theirs.get(key)}"
-                for key in sorted({*mine, *theirs})
-                if mine.get(key) != theirs.get(key)
-            ]
-        return found
+        compared = [name for name in _SECTIONS if name not in leave_out]
+        return differences(
+            {"seed": self.seed, **self.sections}, {"seed": other.seed, **other.sections}, compared
+        )
+
+
+def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], sections: Sequence[str]) -> list[str]:
+    """Seed and fields in which two resolved configurations differ, as ``section.field: mine -> theirs``."""
+    found = [] if mine["seed"] == theirs["seed"] else [f"seed: {mine['seed']} -> {theirs['seed']}"]
+    for name in sections:
+        one, other = mine[name], theirs[name]
+        found += [
+            f"{name}.{key}: {one.get(key)} -> {other.get(key)}"
+            for key in sorted({*one, *other})
+            if one.get(key) != other.get(key)
+        ]
+    return found
 
 
 def resolve(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,18 @@ def start_run(
     An interrupted start resumes where it left off: prepared images are in the directory's cache. Raises ConfigError
     if the directory holds something else, cannot be written, or is in use; DataError if the data cannot be used.
     """
+    with new_directory(path):
+        return _started(path, data, layers, preset, device)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[None]:
+    """A run directory to begin in: made, locked, empty, and sealed from now on. ConfigError where it cannot be."""
     make_directory(path)
     with locked(path):
-        require_empty(path)
+        _require_empty(path)
         sealed.begin(path)
-        return _started(path, data, layers, preset, device)
+        yield
 
 
 def _started(
@@ -272,7 +280,7 @@ def make_directory(path: Path) -> list[Path]:
     return made
 
 
-def require_empty(path: Path) -> None:
+def _require_empty(path: Path) -> None:
     """ConfigError if a directory already holds a run, or files that no interrupted start left there."""
     found = {entry.name for entry in path.iterdir() if entry.suffix != ".partial"}
     if found - UNFINISHED:

@@ -312,12 +312,17 @@ class Run:
 
     def quarantine(self, rejected: Sequence[Rejected], name: str = "quarantine.csv") -> None:
         """Record the images that could not be used, with the reasons."""
-        frame = pd.DataFrame([asdict(r) for r in rejected], columns=["image_id", "path", "reason"])
-        sealed.write(self.path / name, csv_text(frame))
+        write_quarantine(self.path / name, rejected)
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the directory: a second process in it is refused. The lock of a dead process does not count."""
         return locked(self.path)
+
+
+def write_quarantine(path: Path, rejected: Sequence[Rejected]) -> None:
+    """A table of images that could not be used, with the reasons."""
+    frame = pd.DataFrame([asdict(r) for r in rejected], columns=["image_id", "path", "reason"])
+    sealed.write(path, csv_text(frame))
 
 
 def key_of(x: Tensor) -> str:

@@ -13,13 +13,12 @@ import torch
 from scorebayes.data import open_mask_source
 from scorebayes.data.split import copies_of, leakage_audit, split_patients
 from scorebayes.errors import DataError
-from scorebayes.runs.inputs import data_options, grey_statistics, make_directory, require_empty
+from scorebayes.runs.inputs import data_options, grey_statistics, new_directory
+from scorebayes.runs.run import write_quarantine
 from scorebayes.segmentation.config import resolve_masks
 from scorebayes.segmentation.examples import MaskedSet, oddities, read_all, suggest
 from scorebayes.segmentation.run import MaskFacts, MaskRun, create_mask_run
 from scorebayes.storage import sealed
-from scorebayes.storage.lock import locked
-from scorebayes.storage.spreadsheet import csv_text
 
 
 def start_mask_run(
@@ -30,10 +29,7 @@ def start_mask_run(
     Official splits are kept; otherwise images are divided by patient and, where nobody names the patients, with their
     copies. ConfigError if the directory holds something else, DataError if the data cannot be used.
     """
-    make_directory(path)
-    with locked(path):
-        require_empty(path)
-        sealed.begin(path)
+    with new_directory(path):
         return _started(path, data, layers, preset, device)
 
 
@@ -83,10 +79,7 @@ def _started(
         )
     run.write_json("audit.json", {**audit, "masks": oddities(found), "notes": list(source.notes)})
     left_out = [*source.rejected, *rejected]
-    frame = pd.DataFrame(
-        [(r.image_id, r.path, r.reason) for r in left_out], columns=["image_id", "path", "reason"]
-    )
-    sealed.write(path / "quarantine.csv", csv_text(frame))
+    write_quarantine(path / "quarantine.csv", left_out)
     create_mask_run(run)
     if left_out:
         warnings.warn(

@@ -18,6 +18,7 @@ from scorebayes.runs.config import (
     build_kind,
     checked_fields,
     checked_seed,
+    differences,
     merged,
     nearest_name,
     plain_values,
@@ -53,7 +54,7 @@ class SegmentConfig:
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     # A signed distance is smooth: its shape shows through noise that would hide a picture. So the noise goes lower
-    # (log-SNR -12), and most of the training is there (docs/decisions/0025). What is above log-SNR 5 no mask shows.
+    # (log-SNR -12), and most of the training is there (docs/decisions/0028). What is above log-SNR 5 no mask shows.
     "noise": {"kind": "vp", "beta_max": 24.0, "t_min": 0.02},
     "train": {
         "batch": 16,
@@ -124,15 +125,9 @@ class MaskConfig:
 
     def differences(self, other: MaskConfig) -> list[str]:
         """Fields in which two configurations differ, as ``section.field: mine -> other's``."""
-        found = [] if self.seed == other.seed else [f"seed: {self.seed} -> {other.seed}"]
-        for name in SECTIONS:
-            mine, theirs = self.sections[name], other.sections[name]
-            found += [
-                f"{name}.{key}: {mine.get(key)} -> {theirs.get(key)}"
-                for key in sorted({*mine, *theirs})
-                if mine.get(key) != theirs.get(key)
-            ]
-        return found
+        return differences(
+            {"seed": self.seed, **self.sections}, {"seed": other.seed, **other.sections}, SECTIONS
+        )
 
 
 def resolve_masks(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from scorebayes.data.split import judged_split
 from scorebayes.report.masks import write_mask_report
 from scorebayes.segmentation.stages import evaluate_masks, score_masks, train_masks
 
@@ -18,7 +19,7 @@ def mask_demo(path: Path, data: str, device: torch.device) -> tuple[dict[str, An
     """Train, score, evaluate and report within a few minutes; resumes where it was stopped. Returns metrics and report."""
     layers = [{"train": {"steps": DEMO_STEPS, "minutes": DEMO_MINUTES}}]
     run = train_masks(path, data, layers, "tiny", device, resume=path.exists())
-    split = "test" if (run.split["split"] == "test").any() else "val"
+    split = judged_split(run.split["split"])
     score_masks(run, split)
     metrics = evaluate_masks(run, split)
     return metrics, write_mask_report(path)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from scorebayes.data.split import judged_split
 from scorebayes.report import write_report
 from scorebayes.stages.evaluate import evaluate
 from scorebayes.stages.score import score_split
@@ -20,7 +21,7 @@ def demo(path: Path, data: str, device: torch.device) -> tuple[dict[str, Any], P
     """Train, score, evaluate and report within a few minutes; resumes where it was stopped. Returns metrics and report."""
     layers = [{"train": {"steps": DEMO_STEPS, "minutes": DEMO_MINUTES}}]
     run = train(path, data, layers, "tiny", device, resume=path.exists())
-    split = "test" if (run.split["split"] == "test").any() else "val"
+    split = judged_split(run.split["split"])
     score_split(run, split)
     metrics = evaluate(run, split)
     return metrics, write_report(path)
